@@ -1,0 +1,100 @@
+"""`boneage-benchmark`: write the report, check the tables, add a measured row."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from boneage_hf.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 is success, 2 is a mistake of the user, told in one sentence."""
+    arguments = _parser().parse_args(argv)
+    try:
+        message: str = arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(message)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="boneage-benchmark", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    report = commands.add_parser("report", help="write report.md, report.html and report.csv")
+    report.add_argument(
+        "--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="default: %(default)s"
+    )
+    report.set_defaults(run=_report)
+
+    check = commands.add_parser("check", help="check the published and the measured tables")
+    check.set_defaults(run=_check)
+
+    add = commands.add_parser("add", help="take a metrics.json of `boneage evaluate` over into the measured rows")
+    add.add_argument("metrics_json", type=Path, metavar="METRICS_JSON")
+    add.add_argument("--system", required=True, metavar="NAME", help="the name under which the report shows it")
+    add.add_argument("--checkpoint", metavar="NAME", help="public name, where metrics.json holds another")
+    add.add_argument("--protocol", metavar="NAME", help="where metrics.json names none that is known here")
+    add.set_defaults(run=_add)
+
+    protocols = commands.add_parser("protocols", help="list the protocols that a row may name")
+    protocols.set_defaults(run=_protocols)
+
+    # Every command reads or writes the measured rows; an installed package may not be the place for them.
+    for command in (report, check, add):
+        command.add_argument(
+            "--measured", type=Path, metavar="CSV", help="default: results/measured.csv of the package"
+        )
+    return parser
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    from .measured import load_measured
+    from .report import write_report
+
+    try:
+        files = write_report(arguments.out, measured=load_measured(arguments.measured))
+    except OSError as error:
+        raise InputError(f"the report cannot be written ({error.strerror}); give another folder with --out.") from None
+    return "\n".join(f"wrote {file}" for file in files)
+
+
+def _check(arguments: argparse.Namespace) -> str:
+    from .measured import load_measured
+    from .registry import load_published, load_reference_table
+
+    published, printed, measured = load_published(), load_reference_table(), load_measured(arguments.measured)
+    return f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows are in order."
+
+
+def _add(arguments: argparse.Namespace) -> str:
+    from .measured import add_measured_row
+
+    try:
+        result, replaced = add_measured_row(
+            arguments.metrics_json,
+            system=arguments.system,
+            checkpoint=arguments.checkpoint,
+            protocol=arguments.protocol,
+            path=arguments.measured,
+        )
+    except OSError as error:
+        raise InputError(
+            f"the table cannot be written ({error.strerror}); give another one with --measured."
+        ) from None
+    lines = [f"{'replaced' if replaced else 'added'} {result.system} under {result.protocol}, n = {result.n}"]
+    if not result.same_ground_truth:
+        lines.append(
+            "the version of its ground truth is not shown to be the protocol's, so it gets no place in a ranking"
+        )
+    return "\n".join(lines)
+
+
+def _protocols(arguments: argparse.Namespace) -> str:
+    from .protocol import PROTOCOLS
+
+    width = max(len(name) for name in PROTOCOLS)
+    return "\n".join(f"{name:<{width}}  {value.data_set}: {value.split}" for name, value in PROTOCOLS.items())

@@ -1,0 +1,213 @@
+"""`boneage prepare | explore | train | evaluate | predict | explain | summary | convert-lite0 | demo`.
+
+Arguments and printed lines only; each command imports what it needs when it runs, so that `boneage --help` is instant.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import InputError
+from .recipes import add_training_arguments
+from .sex import SEXES
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from .data import prepare, prepare_phantoms
+
+    size = None if options.size == "original" else _positive_integer(options.size, "--size")
+    if options.phantom is not None:
+        if options.out is not None:
+            raise InputError("With --phantom there is no SOURCE: boneage prepare --phantom 200 OUT.")
+        report = prepare_phantoms(options.phantom, Path(options.source), seed=options.seed, size=size or 512)
+    else:
+        if options.out is None:
+            raise InputError("boneage prepare needs SOURCE and OUT.")
+        report = prepare(
+            Path(options.source),
+            Path(options.out),
+            size=size,
+            skip_bad=options.skip_bad,
+            split=options.split,
+            seed=options.seed,
+        )
+    print(report)
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from .explore import explore
+
+    for path in explore(options.dataset, Path(options.out)):
+        print(path)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .training import run_from_arguments
+
+    return run_from_arguments(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .evaluation import evaluate_checkpoint
+    from .metrics import format_metrics
+
+    summary = evaluate_checkpoint(
+        options.checkpoint,
+        options.dataset,
+        split=options.split,
+        out=Path(options.out),
+        batch_size=options.batch_size,
+        flip_average=options.flip_average,
+    )
+    print(f"{summary['protocol']}, n = {summary['n']}, revision {summary['revision']}")
+    print(format_metrics(summary["metrics"]))
+    for name in ("metrics.json", "predictions.csv", "table.csv"):
+        print(Path(options.out) / name)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .hub import load_pipeline
+    from .report import answer_as_json, answer_as_text
+
+    pipe = load_pipeline(options.checkpoint)
+    failed = False
+    for position, file in enumerate(options.files, start=1):
+        try:
+            answer = pipe(file, sex=options.sex, flip_average=options.flip_average)
+        except InputError as error:
+            failed = True
+            print(f"error: file {position}: {error}", file=sys.stderr)
+            continue
+        if options.json:
+            print(json.dumps({"file": position, **answer_as_json(answer)}))
+        else:
+            print(f"file {position}: {answer_as_text(answer)}")
+    return 2 if failed else 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .explain import explain_files
+    from .hub import load_pipeline
+
+    pipe = load_pipeline(options.checkpoint)
+    pictures = explain_files(pipe, options.files, sex=options.sex, out=Path(options.out), grid=options.grid)
+    for position, (path, low, high) in enumerate(pictures, start=1):
+        print(f"file {position}: {path}  attention from {low:.2e} to {high:.2e}")
+    return 0
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from .summary import print_summary
+
+    print(print_summary(options.checkpoint))
+    return 0
+
+
+def _convert_lite0(options: argparse.Namespace) -> int:
+    from .initial_weights import convert_lite0
+
+    for key, value in convert_lite0(Path(options.out)).items():
+        print(f"{key}: {value}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        import space_app
+    except ModuleNotFoundError as error:
+        if error.name != "space_app":
+            raise
+        raise InputError("space_app.py is not installed beside the package; install the whole project again.") from None
+    return space_app.main(model=options.model, port=options.port, open_browser=options.open)
+
+
+def _positive_integer(text: str, name: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise InputError(f"{name} takes a whole number above 0, not {text!r}.")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="boneage", description="Bone age in months from a child's hand radiograph. Research use, not a medical device."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    prepare = add("prepare", _prepare, "RSNA files -> a data set in parquet with a data card")
+    prepare.add_argument("source", help="folder in the layout of the challenge (with --phantom: the folder to write)")
+    prepare.add_argument("out", nargs="?", help="folder to write")
+    prepare.add_argument("--size", default="512", help='largest side of the stored images in px, or "original"')
+    prepare.add_argument("--split", choices=("reference", "official"), default="reference")
+    prepare.add_argument("--seed", type=int, default=2017, help="of the reference split (default: %(default)s)")
+    prepare.add_argument("--skip-bad", action="store_true", help="leave out and record unusable images")
+    prepare.add_argument("--phantom", type=int, metavar="N", help="N drawn hands instead of a SOURCE")
+
+    explore = add("explore", _explore, "plots of a prepared data set and a contact sheet of the augmentation")
+    explore.add_argument("dataset")
+    explore.add_argument("out", help="folder for the pictures")
+
+    train = add("train", _train, "train a recipe; resumable")
+    add_training_arguments(train)
+
+    evaluate = add("evaluate", _evaluate, "predictions and error measures of a checkpoint on a split")
+    evaluate.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    evaluate.add_argument("dataset")
+    evaluate.add_argument("--split", required=True, choices=("train", "validation", "selection", "calibration", "test"))
+    evaluate.add_argument("--out", required=True, help="folder for predictions.csv, table.csv and metrics.json")
+    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
+
+    predict = add("predict", _predict, "bone age of radiographs: PNG, JPEG, TIFF or DICOM")
+    predict.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    predict.add_argument("files", nargs="+", metavar="FILE")
+    predict.add_argument("--sex", choices=SEXES, help="of the children; required by a model that uses sex")
+    predict.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
+    predict.add_argument("--json", action="store_true", help="one JSON object per line")
+
+    explain = add("explain", _explain, "attention map over the radiograph, as PNG")
+    explain.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    explain.add_argument("files", nargs="+", metavar="FILE")
+    explain.add_argument("--sex", choices=SEXES, help="of the children; required by a model that uses sex")
+    explain.add_argument("--out", required=True, help="folder for the pictures")
+    explain.add_argument("--grid", type=int, metavar="N", help="one figure of the first N radiographs instead")
+
+    summary = add("summary", _summary, "layer table of a model with its values")
+    summary.add_argument("checkpoint", nargs="?", help="folder, Hub id or default; without it the reference network")
+
+    convert = add("convert-lite0", _convert_lite0, "ImageNet weights of EfficientNet-Lite0 -> safetensors")
+    convert.add_argument("out", help="the .safetensors file to write")
+
+    demo = add("demo", _demo, "open the Space")
+    demo.add_argument("--model", default="default", help="folder, Hub id, or default")
+    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument("--open", action="store_true", help="open the page in the browser")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one sentence on stderr and exit code 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,212 @@
+"""The one prediction loop: a split of a data set -> a table of predictions and its error measures."""
+
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from . import __version__
+from .data import fingerprint, load_split
+from .errors import InputError
+from .image_processing_boneage import BoneAgeImageProcessor
+from .metrics import error_metrics
+from .modeling_boneage import BoneAgeModel
+from .pipeline_boneage import BoneAgePipeline, predict_batch
+from .prepared import _without_decoding, prepare_image
+from .sex import SEXES
+
+
+@torch.inference_mode()
+def predict_prepared(
+    model: BoneAgeModel,
+    processor: BoneAgeImageProcessor,
+    pixels: np.ndarray,
+    sex: np.ndarray,
+    *,
+    batch_size: int = 64,
+    flip_average: bool = False,
+) -> np.ndarray:
+    """Predict bone age for images that `processor.prepare` has seen.
+
+    Args:
+        model: put into evaluation mode.
+        pixels: (N, S, S) uint8.
+        sex: (N,) integers, 0 female and 1 male; unused by a model without sex input.
+
+    Returns:
+        (N,) float32, months.
+    """
+    model.eval()
+    device = model.device
+    months = []
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
+        batch = torch.from_numpy(np.ascontiguousarray(pixels[part])).to(device)
+        pixel_values = processor.to_pixel_values(batch).to(model.dtype)
+        codes = torch.from_numpy(np.asarray(sex[part])).to(device) if model.config.uses_sex else None
+        output = predict_batch(model, pixel_values, sex=codes, flip_average=flip_average)
+        months.append(output.bone_age_months.float().cpu().numpy())
+    return np.concatenate(months) if months else np.empty(0, np.float32)
+
+
+def predict_dataset(
+    pipe: BoneAgePipeline,
+    dataset: Any,
+    *,
+    batch_size: int = 32,
+    flip_average: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Predictions of a pipeline for a split, in its order.
+
+    Returns:
+        Columns `id`, `predicted_months`, `reference_months`, `sex`.
+
+    Raises:
+        InputError: an image cannot be read (its row id is named), or the split is empty.
+    """
+    if len(dataset) == 0:
+        raise InputError("This split holds no image; choose another one.")
+    undecoded = _without_decoding(dataset)
+    parts = []
+    with tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress) as bar:
+        for batch in undecoded.iter(batch_size=batch_size):
+            pixels = np.stack(
+                [
+                    prepare_image(image["bytes"], pipe.image_processor, row_id=row_id)
+                    for row_id, image in zip(batch["id"], batch["image"], strict=True)
+                ]
+            )
+            sex = np.asarray(batch["sex"], dtype=np.int64)
+            months = predict_prepared(
+                pipe.model, pipe.image_processor, pixels, sex, batch_size=batch_size, flip_average=flip_average
+            )
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "id": batch["id"],
+                        "predicted_months": months.astype(np.float64),
+                        "reference_months": np.asarray(batch["bone_age_months"], dtype=np.float64),
+                        "sex": [SEXES[code] for code in sex],
+                    }
+                )
+            )
+            bar.update(len(pixels))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predictions_csv(table: pd.DataFrame) -> str:
+    """The text of a prediction file that may be published: `id, predicted_months` with four decimals, nothing else."""
+    lines = [f"{row_id},{months:.4f}" for row_id, months in zip(table["id"], table["predicted_months"], strict=True)]
+    return "\n".join(["id,predicted_months", *lines]) + "\n"
+
+
+def summarise(
+    table: pd.DataFrame, *, checkpoint: str, revision: str, protocol: str, split: str, flip_average: bool
+) -> dict[str, Any]:
+    """Error measures of a prediction table with all that a reported figure has to carry."""
+    metrics = error_metrics(table["predicted_months"].to_numpy(), table["reference_months"].to_numpy())
+    return {
+        "checkpoint": checkpoint,
+        "revision": revision,
+        "protocol": protocol,
+        "split": split,
+        "n": len(table),
+        "flip_average": flip_average,
+        "metrics": metrics,
+        "by_sex": {
+            str(sex): error_metrics(part["predicted_months"].to_numpy(), part["reference_months"].to_numpy())
+            for sex, part in table.groupby("sex")
+        },
+        "data_fingerprint": fingerprint(table["id"].tolist(), table["reference_months"].tolist()),
+        "predictions_sha256": hashlib.sha256(predictions_csv(table).encode()).hexdigest(),
+        "package_version": __version__,
+        "commit": git_commit(),
+        "versions": package_versions(("torch", "transformers", "datasets", "numpy", "pillow")),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    dataset: str | Path,
+    *,
+    split: str,
+    out: Path,
+    batch_size: int = 32,
+    flip_average: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Predict a split and write `predictions.csv` (id and prediction only), `table.csv` (with references and sex, for the
+    user's disk only), and `metrics.json` into the folder `out`.
+
+    Args:
+        checkpoint: folder, Hub id or `"default"`.
+        dataset: folder written by `boneage prepare`.
+        split: train, validation, selection, calibration or test.
+
+    Returns:
+        The content of `metrics.json`.
+    """
+    from .hub import checkpoint_revision, load_pipeline
+
+    rows = load_split(dataset, split)
+    pipe = load_pipeline(checkpoint)
+    table = predict_dataset(pipe, rows, batch_size=batch_size, flip_average=flip_average, progress=progress)
+    summary = summarise(
+        table,
+        checkpoint=Path(checkpoint).name,
+        revision=checkpoint_revision(pipe),
+        protocol=protocol_name(split, len(table)),
+        split=split,
+        flip_average=flip_average,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "predictions.csv", predictions_csv(table))
+    write_text(out / "table.csv", table.to_csv(index=False))
+    write_text(out / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def protocol_name(split: str, n: int) -> str:
+    """`reference-test-1024` for the test part of the RSNA training set, the like for other parts and counts."""
+    return f"reference-{split}-{n}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the package runs from, with `-dirty` where it differs; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

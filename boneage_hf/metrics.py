@@ -1,0 +1,303 @@
+"""How wrong predicted bone ages are: every measure by its formula, each with a bootstrap interval.
+
+The literature calls two different things "MAD": the mean absolute difference, which is the MAE, and a deviation about
+a centre, which leaves the bias out and is therefore never above the MAE about the best centre. No measure here is
+called MAD; the names say what is computed. `BoneAgeError` in `evaluate_metric.py` wraps this module for the
+`evaluate` library, whose import takes seconds and is not needed here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+#: Formulas of all measures, shown by `help(BoneAgeError)`.
+DEFINITIONS = """
+With the error of image i, e_i = predicted_i - reference_i, in months (positive: read as too old), over n images:
+
+    mae_months                                = mean |e_i|          ("mean absolute difference" in RSNA papers)
+    rmse_months                               = sqrt(mean e_i^2)
+    mse_months2                               = mean e_i^2          (months squared)
+    median_absolute_error_months              = median |e_i|
+    mean_absolute_deviation_about_bias_months = mean |e_i - mean e|     (the spread that is left without the bias)
+    bias_months                               = mean e_i
+    r2                                        = 1 - sum e_i^2 / sum (reference_i - mean reference)^2
+    within_6_months, within_12_months, within_24_months = share of images with |e_i| <= 6, 12, 24; from 0 to 1
+
+`<key>_ci95` is `[low, high]`: the 2.5th and 97.5th percentile of the measure over `n_resamples` bootstrap samples of n
+images drawn with replacement, prediction and reference together (Efron's percentile method), from a fixed seed. What
+is undefined is None: r2 of constant references, and both ends of an interval from a single image. Samples whose own
+references are constant are left out of the interval of r2.
+"""
+
+#: Keys of the measures, in the order in which they are printed.
+MEASURES: tuple[str, ...] = (
+    "mae_months",
+    "rmse_months",
+    "mse_months2",
+    "median_absolute_error_months",
+    "mean_absolute_deviation_about_bias_months",
+    "bias_months",
+    "r2",
+    "within_6_months",
+    "within_12_months",
+    "within_24_months",
+)
+
+#: What a person reads where a number is undefined or was never published.
+MISSING = "\N{EN DASH}"
+
+# Elements of one (samples, images) block: 2 million doubles are 16 MB per temporary array.
+_BLOCK_ELEMENTS = 2_000_000
+
+# No child is older than 25 years, and a reference median above 30 months cannot be in years.
+_OLDEST_IN_YEARS = 25
+_MEDIAN_IN_MONTHS = 30
+
+_AGE_BAND_MONTHS = 24
+_LAST_BAND_ENDS = 240
+
+
+def error_metrics(
+    predicted_months: ArrayLike, reference_months: ArrayLike, *, n_resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Measure predicted against reference bone ages; the formulas are in `DEFINITIONS`.
+
+    Args:
+        predicted_months: shape (n,), months.
+        reference_months: shape (n,), months, in the same order.
+        n_resamples: bootstrap samples for the intervals; 0 leaves all intervals undefined.
+        seed: of the bootstrap; the same seed gives the same intervals on the same images.
+
+    Returns:
+        `{"n": int}`, every key of `MEASURES` as a float or None, and `<key>_ci95` as `[low, high]` of floats or None.
+        Only plain Python numbers, so `json.dumps` takes it.
+
+    Raises:
+        InputError: if a side is empty, not one-dimensional, not numeric or not finite, if the lengths differ, or if
+            the predictions are in years.
+    """
+    predicted, reference = _checked(predicted_months, reference_months)
+    return _error_metrics(predicted, reference, n_resamples=_checked_resamples(n_resamples), seed=seed)
+
+
+def match_by_id(predictions: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
+    """Join predictions to references by `id`, and refuse what does not pair one to one.
+
+    Args:
+        predictions: columns `id` and `predicted_months`.
+        references: columns `id` and `reference_months`; further columns such as `sex` are kept.
+
+    Returns:
+        One row per image in the order of `references`. Ids are compared as text, so 1377 and "1377" are one image.
+
+    Raises:
+        InputError: if a column is missing, an id is repeated, or an id is on one side only.
+    """
+    for name, table, columns in (
+        ("predictions", predictions, ["id", "predicted_months"]),
+        ("references", references, ["id", "reference_months"]),
+    ):
+        missing = [column for column in columns if column not in table.columns]
+        if missing:
+            raise InputError(f"the table of {name} lacks the column {', '.join(missing)}; it needs {columns}.")
+        repeated = table["id"].astype(str)[table["id"].astype(str).duplicated()].unique()
+        if len(repeated):
+            raise InputError(f"the table of {name} repeats the id {_some(repeated)}; keep one row per image.")
+    left = references.assign(id=references["id"].astype(str))
+    right = predictions[["id", "predicted_months"]].assign(id=predictions["id"].astype(str))
+    without_prediction = sorted(set(left["id"]) - set(right["id"]))
+    if without_prediction:
+        raise InputError(
+            f"{len(without_prediction)} of {len(left)} images have no prediction ({_some(without_prediction)}); "
+            "predict them too, or a score over the rest would pass for one over all."
+        )
+    without_reference = sorted(set(right["id"]) - set(left["id"]))
+    if without_reference:
+        raise InputError(
+            f"{len(without_reference)} predictions have no reference ({_some(without_reference)}); "
+            "take them out, or evaluate on the split they belong to."
+        )
+    columns = [column for column in left.columns if column != "predicted_months"]
+    return left[columns].merge(right, on="id", how="left", validate="one_to_one")
+
+
+def by_group(
+    predicted_months: ArrayLike,
+    reference_months: ArrayLike,
+    *,
+    sex: Sequence[str] | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure all images, each sex, and each 24-month band of the reference bone age.
+
+    Args:
+        predicted_months, reference_months: shape (n,), months.
+        sex: n entries "female" or "male"; without it there are no rows by sex.
+        n_resamples, seed: as in `error_metrics`.
+
+    Returns:
+        One row per group that has images: `grouping` ("all", "sex", "age_band_months"), `group` ("all", "female",
+        "male", "96-120" for at least 96 and under 120), `n`, the keys of `MEASURES`, and `<key>_low`, `<key>_high`;
+        undefined values are NaN.
+
+    Raises:
+        InputError: as `error_metrics`; also if `sex` has another length or another value.
+    """
+    predicted, reference = _checked(predicted_months, reference_months)
+    n_resamples = _checked_resamples(n_resamples)
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [("all", "all", np.ones(len(reference), dtype=bool))]
+    if sex is not None:
+        sexes = np.asarray(sex, dtype=object)
+        if sexes.shape != reference.shape:
+            raise InputError(f"there are {len(reference)} images but {sexes.size} sexes; give one per image.")
+        unknown = sorted({str(value) for value in sexes} - {"female", "male"})
+        if unknown:
+            raise InputError(f'sex must be exactly "female" or "male", not {_some(unknown)}; it is never guessed.')
+        groups += [("sex", name, sexes == name) for name in ("female", "male")]
+    # As in `splits.py`: the last band, 216 to 240 months, includes its upper end.
+    band = np.where(reference == _LAST_BAND_ENDS, reference - 1, reference) // _AGE_BAND_MONTHS
+    for index in np.unique(band):
+        label = f"{index * _AGE_BAND_MONTHS:.0f}-{(index + 1) * _AGE_BAND_MONTHS:.0f}"
+        groups.append(("age_band_months", label, band == index))
+
+    rows: list[dict[str, Any]] = []
+    for grouping, group, member in groups:
+        if not member.any():
+            continue
+        found = _error_metrics(predicted[member], reference[member], n_resamples=n_resamples, seed=seed)
+        row: dict[str, Any] = {"grouping": grouping, "group": group, "n": found["n"]}
+        for key in MEASURES:
+            low, high = found[f"{key}_ci95"]
+            row |= {key: found[key], f"{key}_low": low, f"{key}_high": high}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.astype(dict.fromkeys(table.columns[3:], float))
+
+
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Return the measures as aligned lines of text; what is undefined or absent is printed as an en dash."""
+
+    def printed(value: float | None, share: bool) -> str:
+        if value is None:
+            return MISSING
+        return f"{100 * value:.1f} %" if share else f"{value:.2f}"
+
+    width = max(len(key) for key in MEASURES)
+    lines = [f"{'n':<{width}}  {metrics['n']:>9}"]
+    for key in MEASURES:
+        share = key.startswith("within_")
+        low, high = metrics.get(f"{key}_ci95") or (None, None)
+        interval = f"  95 % [{printed(low, share)}, {printed(high, share)}]" if low is not None else ""
+        lines.append(f"{key:<{width}}  {printed(metrics.get(key), share):>9}{interval}")
+    return "\n".join(lines)
+
+
+def _error_metrics(
+    predicted: NDArray[np.float64], reference: NDArray[np.float64], *, n_resamples: int, seed: int
+) -> dict[str, Any]:
+    n = len(reference)
+    errors = predicted - reference
+    point = _measure(errors[None], reference[None])
+    # One image has no spread to resample: an interval of width zero would claim certainty.
+    samples = _bootstrap(errors, reference, n_resamples, seed) if n > 1 and n_resamples > 0 else None
+    found: dict[str, Any] = {"n": n}
+    for key in MEASURES:
+        value = float(point[key][0])
+        found[key] = None if np.isnan(value) else value
+        defined = samples[key][~np.isnan(samples[key])] if samples is not None else np.empty(0)
+        if found[key] is None or not len(defined):
+            found[f"{key}_ci95"] = [None, None]
+        else:
+            found[f"{key}_ci95"] = [float(end) for end in np.percentile(defined, [2.5, 97.5])]
+    return found
+
+
+def _measure(errors: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """All measures of b samples at once: (b, n) errors and references -> (b,) per key, NaN where undefined."""
+    absolute = np.abs(errors)
+    bias = errors.mean(axis=1)
+    mse = np.square(errors).mean(axis=1)
+    variance = reference.var(axis=1)
+    # Not `variance == 0`: the variance of equal floats is not always exactly 0.
+    constant = np.ptp(reference, axis=1) == 0
+    r2 = np.where(constant, np.nan, 1 - mse / np.where(constant, 1.0, variance))
+    return {
+        "mae_months": absolute.mean(axis=1),
+        "rmse_months": np.sqrt(mse),
+        "mse_months2": mse,
+        "median_absolute_error_months": np.median(absolute, axis=1),
+        "mean_absolute_deviation_about_bias_months": np.abs(errors - bias[:, None]).mean(axis=1),
+        "bias_months": bias,
+        "r2": r2,
+        "within_6_months": (absolute <= 6).mean(axis=1),
+        "within_12_months": (absolute <= 12).mean(axis=1),
+        "within_24_months": (absolute <= 24).mean(axis=1),
+    }
+
+
+def _bootstrap(
+    errors: NDArray[np.float64], reference: NDArray[np.float64], n_resamples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    n = len(errors)
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_ELEMENTS // n)
+    blocks = []
+    for start in range(0, n_resamples, block):
+        drawn = generator.integers(0, n, size=(min(block, n_resamples - start), n))
+        blocks.append(_measure(errors[drawn], reference[drawn]))
+    return {key: np.concatenate([part[key] for part in blocks]) for key in MEASURES}
+
+
+def _checked(
+    predicted_months: ArrayLike, reference_months: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    predicted = _column(predicted_months, "predictions")
+    reference = _column(reference_months, "references")
+    if len(predicted) != len(reference):
+        raise InputError(
+            f"there are {len(predicted)} predictions but {len(reference)} references; give one of each per image, "
+            "in the same order."
+        )
+    in_years = predicted.max() <= _OLDEST_IN_YEARS and np.median(reference) > _MEDIAN_IN_MONTHS
+    # A poor model may really say 20 months for a child of 40: years are meant only if months fit better after * 12.
+    if in_years and np.abs(12 * predicted - reference).mean() < np.abs(predicted - reference).mean():
+        raise InputError(
+            f"the predictions look like years (all at most {_OLDEST_IN_YEARS}, references around "
+            f"{np.median(reference):.0f} months); multiply them by 12."
+        )
+    return predicted, reference
+
+
+def _column(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        column = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"the {name} are not all numbers; give one bone age in months per image.") from None
+    # (n, 1) against (n,) would broadcast to n x n errors without a word.
+    if column.ndim != 1:
+        raise InputError(f"the {name} have shape {column.shape}; flatten them to one number per image.")
+    if not len(column):
+        raise InputError(f"there are no {name}; give at least one image.")
+    if not np.isfinite(column).all():
+        raise InputError(
+            f"{np.count_nonzero(~np.isfinite(column))} of {len(column)} {name} are NaN or infinite; find out why, "
+            "or take those images out of both sides and say so."
+        )
+    return column
+
+
+def _checked_resamples(n_resamples: int) -> int:
+    if n_resamples < 0:
+        raise InputError(f"n_resamples is {n_resamples}; it must be 0 (no intervals) or more.")
+    return n_resamples
+
+
+def _some(values: Sequence[Any] | NDArray[Any]) -> str:
+    shown = ", ".join(str(value) for value in values[:3])
+    return shown if len(values) <= 3 else f"{shown}, ..."

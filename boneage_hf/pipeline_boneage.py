@@ -1,0 +1,182 @@
+"""The one way from a file to months: read, prepare, predict. Python, command line, Space and benchmark all call it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Pipeline
+
+from .errors import InputError
+from .modeling_boneage import BoneAgeModel, BoneAgeOutput
+from .radiograph import Radiograph, read
+from .sex import SEX_INDEX, SEXES, parse_sex
+
+
+def predict_batch(
+    model: BoneAgeModel, pixel_values: torch.Tensor, *, sex: torch.Tensor | None, flip_average: bool = False
+) -> BoneAgeOutput:
+    """The forward pass that every prediction of this package goes through.
+
+    Args:
+        model: in evaluation mode.
+        pixel_values: (B, 3, S, S) from the image processor.
+        sex: (B,) integers, 0 female and 1 male, or None for a model that does not use sex.
+        flip_average: average bone age and attention with those of the mirrored image (mirrored back).
+
+    Returns:
+        `bone_age_months` (B,) and `attention` (B, h, w).
+    """
+    output: BoneAgeOutput = model(pixel_values=pixel_values, sex=sex)
+    if not flip_average:
+        return output
+    mirrored = model(pixel_values=pixel_values.flip(-1), sex=sex)
+    return BoneAgeOutput(
+        bone_age_months=(output.bone_age_months + mirrored.bone_age_months) / 2,
+        attention=(output.attention + mirrored.attention.flip(-1)) / 2,
+    )
+
+
+class BoneAgePipeline(Pipeline):
+    """Bone age in months from hand radiographs.
+
+    ```python
+    pipe = pipeline("bone-age", model=..., trust_remote_code=True)
+    pipe("hand.png", sex="female")
+    pipe(["a.png", "b.dcm"], sex=["female", "male"], batch_size=8)
+    pipe([{"image": "a.png", "sex": "female"}])
+    ```
+
+    An image is a file (path, bytes or binary file object; PNG, JPEG, TIFF or DICOM), a `Radiograph`, an 8-bit PIL image
+    or a uint8 array (H, W) or (H, W, 3). Each answer is a dict with
+
+    * `bone_age_months` (`float`), `interval_months` (`[low, high]`, or `None` where the checkpoint has none),
+    * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if it was not given).
+
+    Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`), `batch_size`.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self, sex: str | None = None, flip_average: bool | None = None, **unknown: Any
+    ) -> tuple[dict, dict, dict]:
+        if unknown:
+            raise InputError(
+                f"The bone-age pipeline has no option {', '.join(sorted(unknown))}; it has sex, flip_average and "
+                "batch_size."
+            )
+        preprocess = {} if sex is None else {"sex": sex}
+        forward = {} if flip_average is None else {"flip_average": flip_average}
+        return preprocess, forward, {}
+
+    def __call__(self, inputs: Any, *, sex: Any = None, **kwargs: Any) -> Any:
+        """One answer for one image; a list for a list or tuple; an iterator for a data set or generator.
+
+        Raises:
+            InputError: an image cannot be read, or sex is missing where the model needs it or is not one of the two.
+        """
+        if hasattr(inputs, "features") and hasattr(inputs, "column_names"):
+            if sex is not None:
+                raise InputError("A data set brings its own sex column; leave the argument sex out.")
+            return super().__call__(_rows(inputs), **kwargs)
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if sex is None or isinstance(sex, str):
+            if isinstance(inputs, list) and not inputs:
+                return []
+            return super().__call__(inputs, **({} if sex is None else {"sex": parse_sex(sex)}), **kwargs)
+        if not isinstance(inputs, list) or not isinstance(sex, Sequence) or len(sex) != len(inputs):
+            raise InputError('sex must be "female" or "male", or a list with one of them for each image of a list.')
+        pairs = [{"image": image, "sex": parse_sex(value)} for image, value in zip(inputs, sex, strict=True)]
+        return super().__call__(pairs, **kwargs) if pairs else []
+
+    def preprocess(self, image: Any, sex: str | None = None) -> dict[str, torch.Tensor]:
+        """One image -> `pixel_values` (1, 3, S, S) and, where it is known, `sex` (1,)"""
+        if isinstance(image, Mapping):
+            if "image" not in image:
+                raise InputError('An input given as a dict needs the key "image" (and "sex").')
+            sex = image.get("sex", sex)
+            image = image["image"]
+        if sex is not None:
+            sex = parse_sex(sex)
+        elif self.model.config.uses_sex:
+            raise InputError('This model needs the child\'s sex: pass sex="female" or sex="male".')
+        if not isinstance(image, Radiograph | Image.Image | np.ndarray):
+            image = read(image)
+        if isinstance(image, Radiograph):
+            image = image.image
+        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.
+        return {"pixel_values": pixel_values, "sex": torch.tensor([-1 if sex is None else SEX_INDEX[sex]])}
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], flip_average: bool = False) -> dict[str, torch.Tensor]:
+        sex = model_inputs["sex"]
+        output = predict_batch(
+            self.model,
+            model_inputs["pixel_values"].to(self.model.dtype),
+            sex=sex if self.model.config.uses_sex else None,
+            flip_average=flip_average,
+        )
+        return {"bone_age_months": output.bone_age_months, "attention": output.attention, "sex": sex}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        sex = int(model_outputs["sex"][0])
+        return {
+            "bone_age_months": float(model_outputs["bone_age_months"][0]),
+            "interval_months": None,
+            "attention": model_outputs["attention"][0].float().numpy(),
+            "sex": None if sex < 0 else SEXES[sex],
+        }
+
+    def predict_table(
+        self,
+        table: Any,
+        *,
+        image_column: str = "image",
+        sex_column: str | None = "sex",
+        batch_size: int = 16,
+        flip_average: bool = False,
+    ) -> Any:
+        """A pandas table in, the same table out with `predicted_months`, `interval_low_months`, `interval_high_months`.
+
+        Args:
+            table: `pandas.DataFrame`, one row per radiograph; not changed.
+            image_column: column of files, PIL images or arrays.
+            sex_column: column of `"female"` / `"male"`; None only for a model that does not use sex.
+
+        Raises:
+            InputError: a column is missing, or a row's image or sex cannot be used (the row is named by its position).
+        """
+        missing = [name for name in (image_column, sex_column) if name is not None and name not in table.columns]
+        if missing:
+            raise InputError(f"The table has no column {', '.join(map(repr, missing))}; name it by image_column or sex_column.")
+        rows: list[dict[str, Any]] = [{"image": image} for image in table[image_column]]
+        if sex_column is not None:
+            for position, value in enumerate(table[sex_column]):
+                try:
+                    rows[position]["sex"] = parse_sex(value)
+                except InputError as error:
+                    raise InputError(f"Row {position + 1} of the table: {error}") from None
+        answers = self(rows, batch_size=batch_size, flip_average=flip_average)
+        intervals = [answer["interval_months"] or [np.nan, np.nan] for answer in answers]
+        result = table.copy()
+        result["predicted_months"] = [answer["bone_age_months"] for answer in answers]
+        result["interval_low_months"] = [low for low, _ in intervals]
+        result["interval_high_months"] = [high for _, high in intervals]
+        return result
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a `datasets.Dataset` as pipeline inputs; class labels of sex become their names."""
+    names = getattr(dataset.features.get("sex"), "names", None)
+    for row in dataset:
+        sex = row.get("sex")
+        item = {"image": row["image"]}
+        if sex is not None:
+            item["sex"] = names[sex] if names is not None else sex
+        yield item

@@ -1,0 +1,162 @@
+"""Training recipes as frozen values, free of torch, so that the command line can name them at once."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run besides data, initial weights and hardware; saved beside the weights.
+
+    Args:
+        backbone: see [`BoneAgeConfig`].
+        sex_input: `"none"` or `"embedding"`.
+        freeze_backbone: train attention and head only.
+        image_size: px, side of the network's input.
+        source_size: px, the geometry that images are first reduced to (299 for the squashed copies), or None.
+        augmentation: a name of `boneage_hf.augmentation.AUGMENTATIONS`.
+        sampling: `"natural"` (every image once per epoch) or `"balanced"` (`per_category` images with replacement for
+            each 24-month category and sex, as the reference balances its training part).
+        per_category: images per category and sex and epoch for `"balanced"`; the reference has 500.
+        epochs, batch_size: the batch is the global one, over all processes and accumulation steps.
+        eval_batch_size: images per step of validation and of a test.
+        optimizer: `"adam"` or `"adamw"`; `weight_decay` belongs to the latter.
+        learning_rate: the peak one.
+        schedule: `"constant"` or `"one_cycle"` (cosine up over 30 % of the steps, cosine down to 1/1000).
+        loss: `"mse"` or `"smooth_l1"` with beta 0.1, see [`BoneAgeConfig`].
+        scale_targets: fit mean and SD of age on the training split; if false the targets are raw months.
+        ema: decay of the moving average of the weights that is validated and saved, 0 for none.
+        seed: of order, augmentation, dropout and random weights.
+    """
+
+    backbone: str = "efficientnet_lite0"
+    sex_input: str = "embedding"
+    freeze_backbone: bool = False
+    image_size: int = 224
+    source_size: int | None = 299
+    augmentation: str = "strong"
+    sampling: str = "natural"
+    per_category: int = 500
+    epochs: int = 10
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    learning_rate: float = 1e-3
+    schedule: str = "one_cycle"
+    loss: str = "smooth_l1"
+    scale_targets: bool = True
+    ema: float = 0.998
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "augmentation": ("none", "reference", "strong"),
+            "sampling": ("natural", "balanced"),
+            "optimizer": ("adam", "adamw"),
+            "schedule": ("constant", "one_cycle"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"Recipe: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        for name in ("epochs", "batch_size", "eval_batch_size", "per_category", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"Recipe: {name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"Recipe: ema must lie in [0, 1), not {self.ema}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+RECIPES: dict[str, Recipe] = {
+    # The reference project: frozen VGG19, its augmentation table, batches of 32 (validation 256), balanced sampling;
+    # Adam 1e-3, squared error on raw months and 15 epochs from its parent kernel.
+    "reference": Recipe(
+        backbone="vgg19",
+        sex_input="none",
+        freeze_backbone=True,
+        image_size=384,
+        augmentation="reference",
+        sampling="balanced",
+        epochs=15,
+        batch_size=32,
+        eval_batch_size=256,
+        optimizer="adam",
+        weight_decay=0.0,
+        schedule="constant",
+        loss="mse",
+        scale_targets=False,
+        ema=0.0,
+    ),
+    "finetune": Recipe(),
+    # A run of minutes that shows every part working; its error says nothing about the method.
+    "quick": Recipe(image_size=96, epochs=1),
+}
+
+
+def load_recipe(name_or_file: str, changes: list[str]) -> Recipe:
+    """A named recipe or a JSON file of its fields, with changes of the form `field=value` (value in JSON or a word).
+
+    Raises:
+        InputError: unknown name, field or value, or a file that is not such JSON.
+    """
+    if name_or_file in RECIPES:
+        recipe = RECIPES[name_or_file]
+    elif name_or_file.endswith(".json") and Path(name_or_file).is_file():
+        try:
+            recipe = recipe_from_dict(json.loads(Path(name_or_file).read_text()))
+        except json.JSONDecodeError as error:
+            raise InputError(f"The recipe file is not JSON ({error}).") from None
+    else:
+        raise InputError(f"There is no recipe {name_or_file!r}; known are {', '.join(RECIPES)}, or give a .json file.")
+    values: dict[str, Any] = {}
+    for change in changes:
+        field, equals, text = change.partition("=")
+        if not equals:
+            raise InputError(f"--set takes field=value, not {change!r}.")
+        try:
+            values[field] = json.loads(text)
+        except json.JSONDecodeError:
+            values[field] = text
+    return recipe_from_dict({**recipe.to_dict(), **values})
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """Raises InputError for fields that a recipe does not have and for values of another type."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise InputError(f"A recipe has no field {name!r}; its fields are {', '.join(kinds)}.")
+        allowed: dict[Any, tuple[type, ...]] = {
+            float: (int, float),
+            int: (int,),
+            str: (str,),
+            bool: (bool,),
+            int | None: (int, type(None)),
+        }
+        expected = allowed[kinds[name]]
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            raise InputError(f"Recipe: {name} cannot be {value!r}.")
+    return Recipe(**values)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `boneage train` and `python -m boneage_hf.training` share."""
+    parser.add_argument("dataset", help="folder written by `boneage prepare`")
+    parser.add_argument("out", help="run folder: a name below BONEAGE_RUNS, or a path with a separator")
+    parser.add_argument("--recipe", default="finetune", help=f"{', '.join(RECIPES)}, or a .json file (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe")
+    parser.add_argument(
+        "--initial-weights",
+        help="Hub id (timm/vgg19.tv_in1k), .safetensors file, checkpoint folder, or the word random; never a default",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUT from its last saved state")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--accumulation", type=int, default=1, metavar="STEPS", help="gradient accumulation steps")
+    parser.add_argument("--save-minutes", type=float, default=5.0, help="how often the state is saved within an epoch")

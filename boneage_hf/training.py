@@ -1,0 +1,663 @@
+"""Recipe and prepared data -> run folder -> checkpoint, with accelerate on any number of processes.
+
+`boneage train DATASET OUT --recipe NAME --initial-weights SOURCE`, or the same through
+`accelerate launch -m boneage_hf.training DATASET OUT ...`.
+
+The order of the images and the parameters of every augmentation are functions of (seed, epoch, step) of the *global*
+batch; each process takes its share. So one process and N processes with the same global batch compute the same gradient
+(with BatchNorm in evaluation mode and without dropout, to rounding). In training mode each process normalises by the
+statistics of its own share, as usual with data parallelism, and draws its own dropout.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from . import __version__, augmentation
+from .configuration_boneage import BoneAgeConfig
+from .data import fingerprint, load_split
+from .errors import InputError
+from .evaluation import git_commit, package_versions, predict_prepared, write_text
+from .hub import save_checkpoint
+from .image_processing_boneage import BoneAgeImageProcessor
+from .initial_weights import LITE_IMAGE_MEAN, LITE_IMAGE_STD, load_initial_weights
+from .modeling_boneage import BoneAgeModel
+from .prepared import PreparedImages, prepare_images
+from .recipes import Recipe, add_training_arguments, load_recipe, recipe_from_dict
+
+RUN_FILE = "run.json"
+STATE_FILE = "state.safetensors"
+METRICS_FILE = "metrics.jsonl"
+
+
+def runs_folder() -> Path:
+    """Where run folders and the cache of prepared images live: `BONEAGE_RUNS`, else the user's cache."""
+    configured = os.environ.get("BONEAGE_RUNS")
+    return Path(configured) if configured else Path.home() / ".cache" / "boneage-hf" / "runs"
+
+
+def run_folder(out: str) -> Path:
+    """A bare name lies in [`runs_folder`]; a path with a separator is taken as it is."""
+    return Path(out) if os.sep in out or "/" in out else runs_folder() / out
+
+
+# --- what an epoch sees ---------------------------------------------------------------------------------------------
+
+
+def epoch_order(recipe: Recipe, images: PreparedImages, epoch: int) -> np.ndarray:
+    """Indices of the training images of one epoch, in order; (n,) int64, the same on every machine.
+
+    `natural`: a permutation. `balanced`: for each 24-month category of age and each sex that occurs, `per_category`
+    images drawn with replacement, shuffled.
+    """
+    generator = np.random.default_rng([recipe.seed, epoch])
+    if recipe.sampling == "natural":
+        return generator.permutation(len(images))
+    categories = np.floor(images.bone_age_months / 24).astype(np.int64) * 2 + images.sex
+    drawn = [
+        generator.choice(np.flatnonzero(categories == category), recipe.per_category, replace=True)
+        for category in np.unique(categories)
+    ]
+    return generator.permutation(np.concatenate(drawn))
+
+
+def augmentation_generator(recipe: Recipe, epoch: int, step: int) -> torch.Generator:
+    """The generator of one global batch's augmentation."""
+    digest = hashlib.sha256(f"{recipe.seed}:{epoch}:{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """The rate of a step, counted from 0: constant, or cosine up over 30 % and down to a thousandth of the peak."""
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    position = step / max(1, total_steps - 1)
+    if position < 0.3:
+        return recipe.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * position / 0.3)) / 2)
+    return recipe.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * (position - 0.3) / 0.7)) / 2)
+
+
+@dataclasses.dataclass
+class Batch:
+    """One process's share of a global batch, for one accumulation step."""
+
+    pixel_values: torch.Tensor
+    sex: torch.Tensor | None
+    labels: torch.Tensor
+
+
+def make_batch(
+    images: PreparedImages,
+    indices: np.ndarray,
+    parameters: augmentation.Parameters,
+    *,
+    processor: BoneAgeImageProcessor,
+    uses_sex: bool,
+    device: torch.device,
+) -> Batch:
+    """Load, augment and normalise the images of `indices`; augmentation runs on `device`."""
+    pixels = torch.from_numpy(np.stack([images.pixels[index] for index in indices])).to(device)
+    pixel_values = processor.to_pixel_values(augmentation.apply(pixels, parameters))
+    return Batch(
+        pixel_values=pixel_values.contiguous(memory_format=torch.channels_last),
+        sex=torch.from_numpy(images.sex[indices]).to(device) if uses_sex else None,
+        labels=torch.from_numpy(images.bone_age_months[indices]).to(device),
+    )
+
+
+def shares(batch_size: int, processes: int, accumulation: int) -> int:
+    """Images per process and accumulation step of a global batch.
+
+    Raises:
+        InputError: if they do not divide it evenly.
+    """
+    if batch_size % (processes * accumulation):
+        raise InputError(
+            f"The global batch of {batch_size} images cannot be shared evenly among {processes} processes and "
+            f"{accumulation} accumulation steps; choose a multiple with --set batch_size=..."
+        )
+    return batch_size // (processes * accumulation)
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+def _float_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+
+
+class MovingAverage:
+    """Exponential moving average of a model's floating point state (parameters and BatchNorm statistics).
+
+    The decay starts low, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, model: BoneAgeModel, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in _float_state(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: BoneAgeModel, step: int) -> None:
+        current = _float_state(model)
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), [current[name] for name in self.values], weight)
+
+    @contextlib.contextmanager
+    def applied_to(self, model: BoneAgeModel) -> Iterator[None]:
+        """Within the block the model holds the averages."""
+        own = {name: value.detach().clone() for name, value in _float_state(model).items()}
+        model.load_state_dict(self.values, strict=False)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own, strict=False)
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands. `step` counts the optimizer steps of `epoch`; both start at 0. `loss_sum` and `seconds` are
+    those of the epoch so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best_mae_months: float | None = None
+    best_epoch: int | None = None
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _write_failure(error: Exception, folder: Path) -> InputError:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = "the disk is full" if full else f"writing failed ({error})"
+    return InputError(
+        f"Training stopped: {reason}. The last good state in {folder} is intact; make room and continue with --resume."
+    )
+
+
+class _Run:
+    """The parts of a run that its steps share: model, optimizer, average, images, and where it stands."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        recipe: Recipe,
+        model: BoneAgeModel,
+        processor: BoneAgeImageProcessor,
+        train_images: PreparedImages,
+        validation_images: PreparedImages,
+        *,
+        accumulation: int,
+    ) -> None:
+        self.accelerator, self.folder, self.recipe, self.processor = accelerator, folder, recipe, processor
+        self.train_images, self.validation_images = train_images, validation_images
+        self.accumulation = accumulation
+        self.share = shares(recipe.batch_size, accelerator.num_processes, accumulation)
+        self.steps_per_epoch = len(epoch_order(recipe, train_images, 0)) // recipe.batch_size
+        if self.steps_per_epoch == 0:
+            raise InputError("There are fewer training images than one batch; lower it with --set batch_size=...")
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = MovingAverage(model, recipe.ema) if recipe.ema else None
+        self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(recipe, self.model))
+        self.progress = Progress()
+        torch.manual_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
+
+    def optimizer_step(self, order: np.ndarray, epoch: int, step: int) -> float:
+        """One global batch; returns its mean loss over all processes."""
+        size = self.recipe.batch_size
+        indices = order[step * size : (step + 1) * size]
+        parameters = augmentation.sample(
+            augmentation.AUGMENTATIONS[self.recipe.augmentation],
+            size,
+            augmentation_generator(self.recipe, epoch, step),
+        )
+        total = torch.zeros((), device=self.accelerator.device)
+        for turn in range(self.accumulation):
+            first = (self.accelerator.process_index * self.accumulation + turn) * self.share
+            part = slice(first, first + self.share)
+            batch = make_batch(
+                self.train_images,
+                indices[part],
+                parameters[part],
+                processor=self.processor,
+                uses_sex=self.model.config.uses_sex,
+                device=self.accelerator.device,
+            )
+            last = turn == self.accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss = self.wrapped(pixel_values=batch.pixel_values, sex=batch.sex, labels=batch.labels).loss
+                self.accelerator.backward(loss / self.accumulation)
+            total += loss.detach() / self.accumulation
+        mean = float(self.accelerator.reduce(total, reduction="mean"))
+        if not math.isfinite(mean):
+            raise InputError(
+                f"Training stopped: the loss became {mean} in epoch {epoch + 1}, step {step + 1}. The last good state is "
+                "intact; start again with a lower rate (--set learning_rate=...)."
+            )
+        rate = learning_rate(
+            self.recipe, epoch * self.steps_per_epoch + step, self.recipe.epochs * self.steps_per_epoch
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, epoch * self.steps_per_epoch + step)
+        return mean
+
+    def train_epoch(self, *, save_seconds: float, quiet: bool) -> None:
+        """From where the run stands to the end of the epoch, saving the state every `save_seconds`."""
+        progress = self.progress
+        order = epoch_order(self.recipe, self.train_images, progress.epoch)
+        self.wrapped.train()
+        last_save = tick = time.monotonic()
+        with tqdm(
+            total=self.steps_per_epoch,
+            initial=progress.step,
+            desc=f"epoch {progress.epoch + 1}/{self.recipe.epochs}",
+            unit="batch",
+            disable=quiet,
+        ) as bar:
+            while progress.step < self.steps_per_epoch:
+                progress.loss_sum += self.optimizer_step(order, progress.epoch, progress.step)
+                progress.step += 1
+                bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", refresh=False)
+                bar.update()
+                now = time.monotonic()
+                progress.seconds += now - tick
+                tick = now
+                # Whether it is time to save must be one decision for all processes.
+                if self.agree(now - last_save > save_seconds) and progress.step < self.steps_per_epoch:
+                    self.save_state()
+                    last_save = tick = time.monotonic()
+
+    def agree(self, decision: bool) -> bool:
+        """The main process's decision."""
+        if self.accelerator.num_processes == 1:
+            return decision
+        flag = torch.tensor(float(decision and self.accelerator.is_main_process), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+    def validate(self) -> float:
+        """MAE in months on the selection half of validation, each process a share of it; keeps the best weights."""
+        with self.average.applied_to(self.model) if self.average is not None else contextlib.nullcontext():
+            mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+            predicted = predict_prepared(
+                self.model,
+                self.processor,
+                self.validation_images.pixels[mine],
+                self.validation_images.sex[mine],
+                batch_size=self.recipe.eval_batch_size,
+            )
+            errors = np.abs(predicted.astype(np.float64) - self.validation_images.bone_age_months[mine])
+            mae = float(np.mean(np.concatenate(gather_object([errors]))))
+            progress = self.progress
+            if progress.best_mae_months is None or mae < progress.best_mae_months:
+                progress.best_mae_months, progress.best_epoch = mae, progress.epoch + 1
+                if self.accelerator.is_main_process:
+                    self.save_best()
+        return mae
+
+    def save_best(self) -> None:
+        provenance = self.model.config.provenance
+        provenance["epoch"] = self.progress.best_epoch
+        provenance["validation_mae_months"] = self.progress.best_mae_months
+        provenance["date"] = datetime.date.today().isoformat()
+        try:
+            save_checkpoint(self.model, self.processor, self.folder / "checkpoint")
+        except (OSError, SafetensorError) as error:
+            raise _write_failure(error, self.folder) from None
+
+    def save_state(self) -> None:
+        """All that resuming needs, as one safetensors file, whole or not at all; every process must call it.
+
+        Raises:
+            InputError: the disk is full; the state written before stays as it is.
+        """
+        generators = gather_object([_random_state(self.accelerator.device)])
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        for rank, states in enumerate(generators):
+            tensors |= {f"generator.{rank}.{name}": value for name, value in states.items()}
+        # A clone each: safetensors refuses tensors that share memory or are not contiguous.
+        tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        temporary = self.folder / (STATE_FILE + ".tmp")
+        try:
+            save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / STATE_FILE)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise _write_failure(error, self.folder) from None
+
+    def load_state(self) -> None:
+        """The opposite of [`save_state`].
+
+        Raises:
+            InputError: nothing was saved, or by another number of processes.
+        """
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            return  # killed before the first save: the run starts over with the same order
+        with safe_open(path, framework="pt") as file:
+            self.progress = Progress(**json.loads(file.metadata()["progress"]))
+            groups: dict[str, dict[str, torch.Tensor]] = {}
+            for key in file.keys():  # noqa: SIM118 - safe_open is no dict
+                group, _, name = key.partition(".")
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+        processes = len({name.partition(".")[0] for name in groups["generator"]})
+        if processes != self.accelerator.num_processes:
+            raise InputError(
+                f"This run was started with {processes} processes; resume it with as many, not "
+                f"{self.accelerator.num_processes}."
+            )
+        self.model.load_state_dict(groups["model"])
+        if self.average is not None:
+            device = self.accelerator.device
+            self.average.values = {name: groups["average"][name].to(device) for name in self.average.values}
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in groups.get("optimizer", {}).items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        mine = f"{self.accelerator.process_index}."
+        torch.set_rng_state(groups["generator"][mine + "cpu"])
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["generator"][mine + "cuda"], self.accelerator.device)
+
+    def finish_epoch(self) -> None:
+        """Validate, report one line, draw the curve, save the state."""
+        mae = self.validate()
+        progress = self.progress
+        images = self.steps_per_epoch * self.recipe.batch_size
+        row = {
+            "epoch": progress.epoch + 1,
+            "loss": progress.loss_sum / self.steps_per_epoch,
+            "validation_mae_months": mae,
+            "images_per_second": images / progress.seconds,
+            "seconds": progress.seconds,
+        }
+        self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.epoch + 1)
+        if self.accelerator.is_main_process:
+            try:
+                _report_epoch(self.folder, row, epochs=self.recipe.epochs)
+            except OSError as error:
+                raise _write_failure(error, self.folder) from None
+        self.progress = Progress(
+            epoch=progress.epoch + 1, best_mae_months=progress.best_mae_months, best_epoch=progress.best_epoch
+        )
+        self.save_state()
+
+
+def _report_epoch(folder: Path, row: dict[str, float], *, epochs: int) -> None:
+    path = folder / METRICS_FILE
+    earlier = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [*(other for other in earlier if other["epoch"] < row["epoch"]), row]
+    write_text(path, "".join(json.dumps(other) + "\n" for other in rows))
+    draw_learning_curve(rows, folder / "learning_curve.png")
+    left = (epochs - row["epoch"]) * row["seconds"] / 60
+    tqdm.write(
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation MAE {row['validation_mae_months']:.2f} months  "
+        f"{row['images_per_second']:.1f} images/s  {left:.0f} min left",
+        file=sys.stdout,
+    )
+    sys.stdout.flush()
+
+
+def draw_learning_curve(rows: Sequence[dict[str, float]], target: Path) -> None:
+    """Training loss and validation MAE over epochs, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    left = figure.subplots()
+    epochs = [row["epoch"] for row in rows]
+    left.plot(epochs, [row["validation_mae_months"] for row in rows], "o-", color="#0072B2")
+    left.set(xlabel="epoch", ylim=(0, None))
+    left.set_ylabel("validation MAE (months)", color="#0072B2")
+    right = left.twinx()
+    right.plot(epochs, [row["loss"] for row in rows], "s--", color="#D55E00")
+    right.set(ylim=(0, None))
+    right.set_ylabel("training loss", color="#D55E00")
+    temporary = target.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(target)
+
+
+# --- the whole of it ------------------------------------------------------------------------------------------------
+
+
+def make_processor(recipe: Recipe) -> BoneAgeImageProcessor:
+    """The image processor of a recipe, with the statistics that belong to its backbone's public weights."""
+    lite = recipe.backbone.startswith("efficientnet_lite")
+    statistics = {"image_mean": LITE_IMAGE_MEAN, "image_std": LITE_IMAGE_STD} if lite else {}
+    return BoneAgeImageProcessor(
+        size={"height": recipe.image_size, "width": recipe.image_size}, source_size=recipe.source_size, **statistics
+    )
+
+
+def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) -> tuple[BoneAgeModel, dict[str, Any]]:
+    """The network of a recipe with its initial weights, and where those come from.
+
+    Age mean and SD are fitted on the training split. `initial_weights` is "random", a Hub id or a safetensors file of a
+    backbone, or a checkpoint folder of this package, from which every weight is taken (the attention interpolated if the
+    image size differs).
+
+    Raises:
+        InputError: the weights are not to be had or belong to another network.
+    """
+    months = np.asarray(train.bone_age_months, dtype=np.float64)
+    torch.manual_seed(recipe.seed)
+    wanted = BoneAgeConfig(
+        backbone=recipe.backbone,
+        freeze_backbone=recipe.freeze_backbone,
+        image_size=recipe.image_size,
+        sex_input=recipe.sex_input,
+        age_mean_months=float(months.mean()) if recipe.scale_targets else 0.0,
+        age_sd_months=float(months.std()) if recipe.scale_targets else 1.0,
+        loss=recipe.loss,
+    )
+    if not (Path(initial_weights) / "config.json").is_file():
+        model = BoneAgeModel(wanted)
+        return model, load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
+    model = BoneAgeModel.from_pretrained(initial_weights)
+    for field in ("backbone", "sex_input"):
+        if getattr(model.config, field) != getattr(wanted, field):
+            raise InputError(
+                f"The checkpoint has {field} {getattr(model.config, field)!r} and the recipe {getattr(wanted, field)!r}; "
+                "start from a checkpoint of the same kind."
+            )
+    initial = {"source": Path(initial_weights).name, "provenance": model.config.provenance}
+    if model.config.image_size != recipe.image_size:
+        model.resize_attention(recipe.image_size)
+    model.config.freeze_backbone, model.config.loss = recipe.freeze_backbone, recipe.loss
+    model.freeze()
+    return model, initial
+
+
+def build_optimizer(recipe: Recipe, model: BoneAgeModel) -> torch.optim.Optimizer:
+    """Adam, or AdamW with decay on matrices only (not on biases, BatchNorm or the sex vectors)."""
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam([value for _, value in trained], lr=recipe.learning_rate)
+    decays = {name: value.ndim > 1 and "embedding" not in name for name, value in trained}
+    groups = [
+        {"params": [value for name, value in trained if decays[name]], "weight_decay": recipe.weight_decay},
+        {"params": [value for name, value in trained if not decays[name]], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """The best checkpoint of a run and its MAE on the selection half of validation."""
+
+    checkpoint: Path
+    validation_mae_months: float
+    epoch: int
+
+
+def train(
+    dataset: str | Path,
+    folder: Path,
+    recipe: Recipe | None,
+    *,
+    initial_weights: str | None = None,
+    resume: bool = False,
+    mixed_precision: str = "no",
+    accumulation: int = 1,
+    save_minutes: float = 5.0,
+    progress_bar: bool = True,
+) -> TrainingResult:
+    """Train a recipe; the best weights by validation MAE end in `folder/checkpoint`.
+
+    Args:
+        dataset: folder written by `boneage prepare`. "train" trains, the selection half of "validation" selects.
+        folder: the run folder: recipe and provenance, state, `metrics.jsonl`, TensorBoard files, `learning_curve.png`,
+            `checkpoint`.
+        recipe: required unless resuming; a resumed run keeps its own.
+        initial_weights: see [`build_model`]; required unless resuming.
+        mixed_precision: "no" or "bf16" (autocast); the weights themselves stay float32.
+        accumulation: steps whose gradients make up one global batch.
+        save_minutes: how often the state is saved within an epoch.
+
+    Raises:
+        InputError: no initial weights, a run that exists already, a loss that is not finite, a full disk.
+    """
+    saved = _read_run(folder, resume=resume)
+    if saved is not None:
+        recipe = recipe_from_dict(saved["recipe"])
+    elif recipe is None or initial_weights is None:
+        raise InputError(
+            "Training needs --initial-weights: a Hub id such as timm/vgg19.tv_in1k, a .safetensors file (for "
+            "efficientnet_lite0 made by `boneage convert-lite0`), a checkpoint folder, or the word random."
+        )
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with="tensorboard",
+        project_dir=str(folder),
+        cpu=not torch.accelerator.is_available(),
+    )
+    quiet = not (progress_bar and accelerator.is_main_process)
+    processor = make_processor(recipe)
+    with accelerator.main_process_first():  # the others find the cache filled
+        cache = runs_folder() / "prepared-images"
+        train_images, validation_images = (
+            prepare_images(load_split(dataset, name), processor, cache=cache, name=name, progress=not quiet)
+            for name in ("train", "selection")
+        )
+    if saved is not None:
+        _check_data(saved, train_images)
+        model = BoneAgeModel(BoneAgeConfig.from_dict(saved["config"]))
+    else:
+        model, initial = build_model(recipe, initial_weights=str(initial_weights), train=train_images)
+        model.config.provenance = {
+            "recipe": recipe.to_dict(),
+            "initial_weights": initial,
+            "train_n": len(train_images),
+            "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
+            "selection_n": len(validation_images),
+            "selection_fingerprint": fingerprint(validation_images.ids, validation_images.bone_age_months.tolist()),
+            "mixed_precision": mixed_precision,
+            "processes": accelerator.num_processes,
+            "package_version": __version__,
+            "commit": git_commit(),
+            "versions": package_versions(("torch", "transformers", "accelerate")),
+        }
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = {"recipe": recipe.to_dict(), "config": model.config.to_dict()}
+            write_text(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
+    run = _Run(
+        accelerator, folder, recipe, model, processor, train_images, validation_images, accumulation=accumulation
+    )
+    if saved is not None:
+        run.load_state()
+    accelerator.init_trackers("tensorboard")
+    while run.progress.epoch < recipe.epochs:
+        run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
+        run.finish_epoch()
+    accelerator.end_training()
+    if run.progress.best_mae_months is None or run.progress.best_epoch is None:
+        raise InputError("No epoch had a validation error; the selection half of validation may be empty.")
+    return TrainingResult(folder / "checkpoint", run.progress.best_mae_months, run.progress.best_epoch)
+
+
+def _read_run(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+    path = folder / RUN_FILE
+    if resume and not path.is_file():
+        raise InputError("There is no run to resume in this folder; start it without --resume.")
+    if not resume and path.is_file():
+        raise InputError("This folder holds a run already; continue it with --resume or choose another folder.")
+    return json.loads(path.read_text()) if resume else None
+
+
+def _check_data(saved: dict[str, Any], train_images: PreparedImages) -> None:
+    now = fingerprint(train_images.ids, train_images.bone_age_months.tolist())
+    if saved["config"]["provenance"]["train_fingerprint"] != now:
+        raise InputError("The training split differs from the one this run was started on; resume it on its own data.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`accelerate launch -m boneage_hf.training DATASET OUT ...`, and what `boneage train` calls."""
+    parser = argparse.ArgumentParser(prog="python -m boneage_hf.training", description=train.__doc__.splitlines()[0])
+    add_training_arguments(parser)
+    try:
+        return run_from_arguments(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_from_arguments(options: argparse.Namespace) -> int:
+    recipe = None if options.resume else load_recipe(options.recipe, options.set)
+    result = train(
+        options.dataset,
+        run_folder(options.out),
+        recipe,
+        initial_weights=options.initial_weights,
+        resume=options.resume,
+        mixed_precision=options.mixed_precision,
+        accumulation=options.accumulation,
+        save_minutes=options.save_minutes,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"best epoch {result.epoch}: validation MAE {result.validation_mae_months:.2f} months")
+        print(f"checkpoint: {result.checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

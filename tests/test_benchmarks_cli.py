@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_benchmarks_measured import metrics_json
+
+from benchmarks.cli import main
+from benchmarks.registry import load_published
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_report_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--out", str(tmp_path), "--measured", str(tmp_path / "none.csv")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "report.csv"}
+    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'report.md'}"
+
+
+def test_check_counts_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--measured", str(tmp_path / "none.csv")]) == 0
+    assert (
+        capsys.readouterr().out == f"{len(load_published())} published, 3 printed and 0 measured rows are in order.\n"
+    )
+
+
+def test_the_tables_of_the_repository_are_in_order() -> None:
+    assert main(["check"]) == 0
+
+
+def test_an_added_row_appears_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, table = tmp_path / "metrics.json", tmp_path / "measured.csv"
+    source.write_text(json.dumps(metrics_json()), encoding="utf-8")
+    assert main(["add", str(source), "--system", "Example", "--measured", str(table)]) == 0
+    assert main(["add", str(source), "--system", "Example", "--measured", str(table)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "added Example under rsna-test-200-decimal, n = 200",
+        "replaced Example under rsna-test-200-decimal, n = 200",
+    ]
+    main(["report", "--out", str(tmp_path / "out"), "--measured", str(table)])
+    assert "| Example | rsna-test-200-decimal | 200 |" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["add", str(tmp_path / "no.json"), "--system", "A", "--measured", str(tmp_path / "m.csv")]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "error: the metrics file cannot be read as JSON; give the metrics.json that `boneage evaluate` wrote.\n"
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_a_mistake_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["report", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "give another folder with --out" in capsys.readouterr().err
+
+
+def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["protocols"]) == 0
+    assert "reference-test-1024 " in capsys.readouterr().out
+
+
+def test_the_module_runs_and_its_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['benchmarks', '--help']\n"
+        "try:\n    runpy.run_module('benchmarks', run_name='__main__')\n"
+        "except SystemExit as end:\n    print('exit', end.code)\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'transformers'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-2:] == ["exit 0", "[]"]
+    assert "report" in run.stdout

@@ -1,0 +1,261 @@
+import csv
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measured import MEASURES, MeasuredResult
+from benchmarks.protocol import get_protocol
+from benchmarks.registry import load_published, load_reference_table
+from benchmarks.report import MISSING, Section, build_sections, to_html, to_markdown, write_report
+
+DECIMAL = get_protocol("rsna-test-200-decimal")
+
+
+def measured_row(system: str, mae: float, protocol: str = DECIMAL.name, *, verified: bool = True) -> MeasuredResult:
+    values: dict[str, tuple[float | None, float | None, float | None]] = dict.fromkeys(MEASURES, (0.5, 0.4, 0.6))
+    values["mae_months"] = (mae, mae - 1, mae + 1)
+    values["r2"] = (None, None, None)
+    fingerprint = get_protocol(protocol).ground_truth_fingerprint or ""
+    return MeasuredResult(
+        system=system,
+        checkpoint="example/bone-age",
+        revision="0123456789abcdef",
+        protocol=protocol,
+        split="test",
+        n=200,
+        values=values,
+        flip_average=True,
+        predictions_sha256="c" * 64,
+        data_fingerprint="d" * 64,
+        ground_truth_fingerprint=fingerprint if verified else "",
+        package_version="0.1.0",
+        commit="",
+        versions="{}",
+        date="2026-01-31",
+    )
+
+
+def sections_with(*measured: MeasuredResult) -> list[Section]:
+    return build_sections(load_reference_table(), load_published(), measured)
+
+
+def section(sections: list[Section], heading: str) -> Section:
+    (found,) = [candidate for candidate in sections if candidate.heading == heading]
+    return found
+
+
+def rows_of(found: Section) -> list[dict[str, str]]:
+    assert found.table is not None
+    return [dict(zip(found.table.columns, row, strict=True)) for row in found.table.rows]
+
+
+def test_the_reference_table_stands_as_it_was_printed() -> None:
+    found = section(sections_with(), "The comparison table as the reference project prints it")
+    assert found.table is not None
+    assert found.table.columns == ("Method", "MAE", "MSE", "MAD", "RMSE")
+    assert found.table.rows == (
+        ("Proposed VGG19 + attention", "16.28", "425.24", "13.59", "20.62"),
+        ("AXNet", "7.70", "108.87", MISSING, MISSING),
+        ("Deeplasia (state of the art)", MISSING, MISSING, "3.87", "7.67"),
+    )
+
+
+def test_the_corrected_table_gives_data_set_readers_and_status() -> None:
+    own, axnet, rsna, dha, dysplasia = rows_of(section(sections_with(), "The same table, corrected"))
+    assert (own["MAE"], own["n"], own["Readers"], own["Status"]) == ("16.2751", "1024", "1", "as-reported")
+    assert own["Printed as MAD"].startswith("13.5901: unstated; below the MAE")
+    assert (axnet["RMSE"], axnet["n"], axnet["Status"]) == ("10.43 (root of the MSE)", MISSING, "as-reported")
+    assert (rsna["MAE"], rsna["RMSE"], rsna["n"], rsna["Readers"]) == ("3.87", "5.1", "200", "6")
+    assert (dha["RMSE"], dha["n"]) == ("7.7", "1383")
+    assert dysplasia["RMSE"] == "7.7"
+    assert "Digital Hand Atlas" in dha["Data set"]
+
+
+def test_three_notes_say_what_was_wrong() -> None:
+    notes = section(sections_with(), "The same table, corrected").notes
+    assert [note.split(".")[0] for note in notes] == [
+        "MAD means two things",
+        "Deeplasia's two printed figures are from different test sets",
+        "There is no common protocol",
+    ]
+    assert all(figure in notes[0] for figure in ("3.87", "13.5901", "16.2751"))
+
+
+def test_without_measured_rows_the_report_says_so() -> None:
+    found = section(sections_with(), "Measured by this project")
+    assert found.table is None
+    assert found.paragraphs[0].startswith("Nothing has been measured yet")
+
+
+def test_every_published_row_is_in_the_table_of_its_protocol_and_no_other() -> None:
+    sections = sections_with()
+    for protocol in {result.protocol for result in load_published()}:
+        systems = sorted(row["System"] for row in rows_of(section(sections, f"Protocol {protocol}")))
+        assert systems == sorted(result.system for result in load_published() if result.protocol == protocol)
+
+
+def test_a_status_other_than_confirmed_is_shown() -> None:
+    rows = {row["System"]: row for row in rows_of(section(sections_with(), "Protocol rsna-test-200"))}
+    assert rows["BoNet+"]["Status"] == "secondary"
+    assert rows["Constant prediction (training mean by sex)"]["Status"] == "computed"
+    assert '<td class="unconfirmed">secondary</td>' in to_html(sections_with())
+
+
+def test_a_range_is_printed_as_a_range_and_an_unknown_number_as_a_dash() -> None:
+    rows = {row["System"]: row for row in rows_of(section(sections_with(), "Protocol rsna-test-200"))}
+    human = rows["One human reader against the six-reader reference"]
+    assert (human["MAE"], human["RMSE"], human["MSE"]) == ("4.8 to 7.0", MISSING, MISSING)
+
+
+def test_cited_rows_get_no_place_and_stand_by_year() -> None:
+    found = section(sections_with(), "Protocol rsna-test-200")
+    rows = rows_of(found)
+    assert "Place" not in rows[0]
+    years = [int(row["Year"]) for row in rows if row["Year"] != MISSING]
+    assert years == sorted(years)
+
+
+def test_rows_on_splits_of_their_own_are_said_not_to_compare() -> None:
+    found = section(sections_with(), "Protocol own-split")
+    assert "Every row is on other images: do not compare them with one another." in found.paragraphs
+
+
+def test_measured_rows_get_places_within_their_protocol_only() -> None:
+    sections = sections_with(
+        measured_row("B", 9.0), measured_row("A", 12.0), measured_row("C", 1.0, "rsna-test-200-integer")
+    )
+    places = {row["System"]: row["Place"] for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))}
+    assert places == {"B": "1", "A": "2"}
+    alone = rows_of(section(sections, "Protocol rsna-test-200-integer"))
+    assert [row["System"] for row in alone] == ["C"]
+    assert "Place" not in alone[0]
+
+
+def test_a_measured_row_without_verified_ground_truth_gets_no_place() -> None:
+    sections = sections_with(measured_row("B", 9.0), measured_row("A", 12.0), measured_row("C", 1.0, verified=False))
+    rows = {row["System"]: row for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))}
+    assert rows["C"]["Place"] == MISSING
+    assert rows["C"]["Note"] == "version of the ground truth not shown: no place"
+    assert rows["B"]["Place"] == "1"
+
+
+def test_a_measured_row_is_shown_with_its_interval_and_its_hash() -> None:
+    (row,) = rows_of(section(sections_with(measured_row("B", 9.0)), "Measured by this project"))
+    assert (row["MAE"], row["R2"], row["Flip average"]) == ("9.00 [8.00, 10.00]", MISSING, "yes")
+    assert row["Within 12 months"] == "50.0 % [40.0 %, 60.0 %]"
+    assert row["Predictions (sha256)"] == "c" * 12 + "..."
+    assert row["Checkpoint"] == "example/bone-age @ 0123456789ab"
+
+
+class _Page(HTMLParser):
+    """Collects what a screen reader or a browser without network would stumble over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.resources: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.headings: list[str] = []
+        self.scopes: list[str | None] = []
+        self.captions = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag in ("link", "script", "img", "iframe", "object") or "src" in attributes:
+            self.resources.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag == "th":
+            self.scopes.append(attributes.get("scope"))
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append(tag)
+        self.captions += tag == "caption"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if any(tag in ("td", "th") for tag in self.open):
+            self.tables[-1][-1][-1] += data
+
+
+def parsed(page: str) -> _Page:
+    parser = _Page()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    page = to_html(sections_with(measured_row("B", 9.0)))
+    assert parsed(page).resources == []
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_the_page_can_be_read_aloud() -> None:
+    page = to_html(sections_with(measured_row("B", 9.0)))
+    reader = parsed(page)
+    assert '<html lang="en">' in page
+    assert reader.headings.count("h1") == 1
+    assert reader.headings[0] == "h1"
+    assert reader.captions == len(reader.tables) > 5
+    assert set(reader.scopes) == {"col", "row"}
+
+
+def test_the_page_and_the_markdown_hold_the_same_cells() -> None:
+    sections = sections_with(measured_row("B|<b>", 9.0), measured_row("A", 12.0))
+    tables = [found.table for found in sections if found.table is not None]
+    expected = [[list(table.columns), *map(list, table.rows)] for table in tables]
+    assert parsed(to_html(sections)).tables == expected
+    lines = [line for line in to_markdown(sections).splitlines() if line.startswith("|") and "---" not in line]
+    cells = [
+        [cell.replace(r"\|", "|") for cell in re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))]
+        for line in lines
+    ]
+    assert cells == [row for table in expected for row in table]
+
+
+def test_a_report_is_written_as_three_files_and_the_same_again(tmp_path: Path) -> None:
+    first = write_report(tmp_path / "new" / "folder", measured=())
+    assert [path.name for path in first] == ["report.md", "report.html", "report.csv"]
+    second = write_report(tmp_path / "again", measured=())
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_csv_has_all_rows_and_leaves_unknown_numbers_empty(tmp_path: Path) -> None:
+    write_report(tmp_path, measured=[measured_row("B", 9.0)])
+    with open(tmp_path / "report.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = {name: sum(row["table"] == name for row in rows) for name in ("as printed", "corrected", "protocol")}
+    assert counts == {"as printed": 3, "corrected": 5, "protocol": len(load_published()) + 1}
+    assert [row["mae_months"] for row in rows[:3]] == ["16.28", "7.70", ""]
+    assert rows[-1]["status"] == "measured"
+    assert float(rows[-1]["mae_months"]) == 9.0
+
+
+def test_the_notes_follow_the_published_table() -> None:
+    published = [
+        dataclasses.replace(result, mad_months=result.mae_months, mae_months=result.mae_months)
+        if result.system.startswith("VGG19+Attention")
+        else result
+        for result in load_published()
+    ]
+    notes = section(build_sections(load_reference_table(), published, ()), "The same table, corrected").notes
+    assert "13.5901" not in notes[0]
+
+
+@pytest.mark.parametrize("character", ["<", "&", '"'])
+def test_text_of_a_table_cannot_become_markup(character: str) -> None:
+    page = to_html(sections_with(measured_row(f"A{character}script", 9.0)))
+    assert "<script" not in page
+    assert any(f"A{character}script" in row for table in parsed(page).tables for row in table)

@@ -1,0 +1,293 @@
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from boneage_hf import metrics
+from boneage_hf.errors import InputError
+from boneage_hf.metrics import MEASURES, MISSING, by_group, error_metrics, format_metrics, match_by_id
+
+PREDICTED = [100.0, 130.0, 66.0, 183.0, 30.0]
+REFERENCE = [106.0, 120.0, 60.0, 180.0, 54.0]
+
+
+def measures_by_plain_loop(predicted: list[float], reference: list[float]) -> dict[str, float | None]:
+    """The formulas once more, one image at a time and without numpy."""
+    errors = [p - r for p, r in zip(predicted, reference, strict=True)]
+    n = len(errors)
+    bias = sum(errors) / n
+    mse = sum(e * e for e in errors) / n
+    centre = sum(reference) / n
+    total = sum((r - centre) ** 2 for r in reference)
+    constant = len(set(reference)) == 1
+    return {
+        "mae_months": sum(abs(e) for e in errors) / n,
+        "rmse_months": math.sqrt(mse),
+        "mse_months2": mse,
+        "median_absolute_error_months": statistics.median(abs(e) for e in errors),
+        "mean_absolute_deviation_about_bias_months": sum(abs(e - bias) for e in errors) / n,
+        "bias_months": bias,
+        "r2": None if constant else 1 - n * mse / total,
+        "within_6_months": sum(abs(e) <= 6 for e in errors) / n,
+        "within_12_months": sum(abs(e) <= 12 for e in errors) / n,
+        "within_24_months": sum(abs(e) <= 24 for e in errors) / n,
+    }
+
+
+def percentile_by_plain_loop(values: list[float], share: float) -> float:
+    """Linear interpolation between the order statistics."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def test_the_measures_of_five_images_are_those_worked_out_by_hand() -> None:
+    found = error_metrics(PREDICTED, REFERENCE, n_resamples=0)
+    # errors: -6, 10, 6, 3, -24; bias -2.2; deviations 3.8, 12.2, 8.2, 5.2, 21.8
+    assert found["n"] == 5
+    assert found["mae_months"] == pytest.approx(9.8)
+    assert found["mse_months2"] == pytest.approx(151.4)
+    assert found["rmse_months"] == pytest.approx(12.304471)
+    assert found["median_absolute_error_months"] == 6
+    assert found["bias_months"] == pytest.approx(-2.2)
+    assert found["mean_absolute_deviation_about_bias_months"] == pytest.approx(10.24)
+    assert found["r2"] == pytest.approx(1 - 757 / 10472)
+    assert (found["within_6_months"], found["within_12_months"], found["within_24_months"]) == (0.6, 0.8, 1.0)
+
+
+def test_the_vectorised_measures_and_intervals_equal_a_plain_loop() -> None:
+    generator = np.random.default_rng(3)
+    reference = generator.integers(5, 38, size=23) * 6.0
+    predicted = reference + generator.normal(3, 11, size=23)
+    found = error_metrics(predicted, reference, n_resamples=150, seed=7)
+
+    expected = measures_by_plain_loop(predicted.tolist(), reference.tolist())
+    draws = np.random.default_rng(7)
+    samples = []
+    for _ in range(150):
+        drawn = draws.integers(0, 23, size=23)
+        samples.append(measures_by_plain_loop(predicted[drawn].tolist(), reference[drawn].tolist()))
+    for key in MEASURES:
+        assert found[key] == pytest.approx(expected[key]), key
+        values = [sample[key] for sample in samples]
+        defined = [value for value in values if value is not None]
+        ends = [percentile_by_plain_loop(defined, 0.025), percentile_by_plain_loop(defined, 0.975)]
+        assert found[f"{key}_ci95"] == pytest.approx(ends), key
+
+
+def test_the_intervals_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = error_metrics(PREDICTED, REFERENCE, n_resamples=101)
+    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 35)
+    assert error_metrics(PREDICTED, REFERENCE, n_resamples=101) == whole
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.uniform(20, 220, size=60)
+    predicted = reference + generator.normal(0, 10, size=60)
+    first = error_metrics(predicted, reference, n_resamples=200, seed=1)
+    assert error_metrics(predicted, reference, n_resamples=200, seed=1) == first
+    assert error_metrics(predicted, reference, n_resamples=200, seed=2)["mae_months_ci95"] != first["mae_months_ci95"]
+
+
+def test_the_interval_of_the_mae_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(11)
+    truth = 10 * math.sqrt(2 / math.pi)
+    covered = 0
+    for repeat in range(200):
+        reference = generator.uniform(20, 220, size=100)
+        predicted = reference + generator.normal(0, 10, size=100)
+        low, high = error_metrics(predicted, reference, n_resamples=200, seed=repeat)["mae_months_ci95"]
+        covered += low <= truth <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_prediction_and_reference_are_resampled_together() -> None:
+    reference = np.arange(24.0, 204.0, 6)
+    found = error_metrics(reference + 5, reference, n_resamples=50)
+    assert found["mae_months_ci95"] == [5.0, 5.0]
+    assert found["mean_absolute_deviation_about_bias_months_ci95"] == [0.0, 0.0]
+
+
+def test_the_result_is_plain_json() -> None:
+    found = error_metrics(np.array(PREDICTED, dtype=np.float32), np.array(REFERENCE), n_resamples=10)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_one_image_has_measures_but_neither_r2_nor_intervals() -> None:
+    found = error_metrics([100.0], [110.0])
+    assert (found["mae_months"], found["bias_months"], found["r2"]) == (10.0, -10.0, None)
+    assert all(found[f"{key}_ci95"] == [None, None] for key in MEASURES)
+
+
+def test_constant_references_have_no_r2() -> None:
+    # 0.1 + 0.2 style sums make the variance of equal floats slightly positive.
+    found = error_metrics([100.3, 99.0, 102.0], [100.1, 100.1, 100.1], n_resamples=20)
+    assert found["r2"] is None
+    assert found["r2_ci95"] == [None, None]
+    assert found["mae_months_ci95"][0] is not None
+
+
+def test_bootstrap_samples_of_one_repeated_image_are_left_out_of_the_interval_of_r2() -> None:
+    found = error_metrics([100.0, 131.0], [106.0, 129.0], n_resamples=100)
+    assert found["r2_ci95"] == pytest.approx([found["r2"], found["r2"]])
+
+
+def test_missing_values_are_printed_as_an_en_dash() -> None:
+    lines = {line.split()[0]: line for line in format_metrics(error_metrics([100.0], [110.0])).splitlines()}
+    assert lines["r2"].split()[1:] == [MISSING]
+    assert lines["mae_months"].split()[1:] == ["10.00"]
+    assert lines["within_12_months"].split()[1:] == ["100.0", "%"]
+    assert format_metrics({"n": 3}).count(MISSING) == len(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "reference", "message"),
+    [
+        ([], [], "there are no predictions; give at least one image"),
+        ([100.0, 90.0], [100.0], "2 predictions but 1 references; give one of each"),
+        ([100.0, math.nan], [100.0, 90.0], "1 of 2 predictions are NaN or infinite; find out why"),
+        ([100.0, 90.0], [math.inf, 90.0], "1 of 2 references are NaN or infinite"),
+        (["a"], [100.0], "the predictions are not all numbers"),
+        ([None, 90.0], [100.0, 90.0], "NaN or infinite"),
+        ([[100.0], [90.0]], [100.0, 90.0], r"the predictions have shape \(2, 1\); flatten them"),
+        ([10.0, 11.5], [120.0, 139.0], "look like years .* multiply them by 12"),
+    ],
+)
+def test_unusable_input_is_refused_with_its_cure(predicted: Any, reference: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        error_metrics(predicted, reference)
+
+
+def test_a_bad_but_real_prediction_in_months_is_not_taken_for_years() -> None:
+    assert error_metrics([20.0], [40.0])["mae_months"] == 20.0
+    assert error_metrics([0.0, 0.0], [120.0, 130.0])["mae_months"] == 125.0
+
+
+def test_ages_of_infants_are_not_taken_for_years() -> None:
+    assert error_metrics([10.0, 12.0], [11.0, 14.0])["mae_months"] == 1.5
+
+
+def test_a_negative_number_of_resamples_is_refused() -> None:
+    with pytest.raises(InputError, match="n_resamples is -1"):
+        error_metrics(PREDICTED, REFERENCE, n_resamples=-1)
+
+
+def test_groups_are_measured_by_sex_and_by_band_of_the_reference_age() -> None:
+    sex = ["female", "male", "female", "male", "male"]
+    table = by_group(PREDICTED, REFERENCE, sex=sex, n_resamples=20)
+    assert list(table["grouping"].unique()) == ["all", "sex", "age_band_months"]
+    counts = dict(zip(table["group"], table["n"], strict=True))
+    assert counts == {
+        "all": 5,
+        "female": 2,
+        "male": 3,
+        "48-72": 2,
+        "96-120": 1,
+        "120-144": 1,
+        "168-192": 1,
+    }
+    rows = table.set_index("group")
+    male = error_metrics([130.0, 183.0, 30.0], [120.0, 180.0, 54.0], n_resamples=20)
+    assert rows.loc["male", "mae_months"] == male["mae_months"]
+    assert [rows.loc["male", "rmse_months_low"], rows.loc["male", "rmse_months_high"]] == male["rmse_months_ci95"]
+    assert rows["r2"].isna()["96-120"]
+    assert rows.loc["48-72", "bias_months"] == -9.0
+    assert set(table.columns[3:]) == {f"{key}{end}" for key in MEASURES for end in ("", "_low", "_high")}
+
+
+def test_the_last_age_band_includes_240_months() -> None:
+    table = by_group([230.0, 230.0, 210.0], [216.0, 240.0, 215.9], n_resamples=0)
+    assert dict(zip(table["group"], table["n"], strict=True)) == {"all": 3, "192-216": 1, "216-240": 2}
+
+
+def test_without_sex_there_are_no_rows_by_sex() -> None:
+    assert "sex" not in set(by_group(PREDICTED, REFERENCE, n_resamples=0)["grouping"])
+
+
+@pytest.mark.parametrize(
+    ("sex", "message"),
+    [
+        (["female"], "5 images but 1 sexes"),
+        (["female", "F", "male", "male", "male"], 'exactly "female" or "male", not F'),
+    ],
+)
+def test_groups_with_unusable_sex_are_refused(sex: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        by_group(PREDICTED, REFERENCE, sex=sex)
+
+
+def test_tables_are_matched_by_id_in_the_order_of_the_references() -> None:
+    predictions = pd.DataFrame({"id": ["3", "1", "2"], "predicted_months": [30.0, 10.0, 20.0]})
+    references = pd.DataFrame({"id": [1, 2, 3], "reference_months": [11.0, 21.0, 31.0], "sex": ["male"] * 3})
+    matched = match_by_id(predictions, references)
+    assert list(matched["id"]) == ["1", "2", "3"]
+    assert list(matched["predicted_months"]) == [10.0, 20.0, 30.0]
+    assert list(matched["sex"]) == ["male"] * 3
+
+
+@pytest.mark.parametrize(
+    ("predicted_ids", "reference_ids", "message"),
+    [
+        (["1"], ["1", "2"], r"1 of 2 images have no prediction \(2\); predict them too"),
+        (["1", "9"], ["1"], r"1 predictions have no reference \(9\); take them out"),
+        (["1", "1"], ["1"], "the table of predictions repeats the id 1"),
+        (["1"], ["1", "1"], "the table of references repeats the id 1"),
+    ],
+)
+def test_ids_that_do_not_pair_are_refused(predicted_ids: list[str], reference_ids: list[str], message: str) -> None:
+    predictions = pd.DataFrame({"id": predicted_ids, "predicted_months": 100.0})
+    references = pd.DataFrame({"id": reference_ids, "reference_months": 100.0})
+    with pytest.raises(InputError, match=message):
+        match_by_id(predictions, references)
+
+
+def test_a_table_without_its_column_is_refused() -> None:
+    with pytest.raises(InputError, match="predictions lacks the column predicted_months"):
+        match_by_id(pd.DataFrame({"id": ["1"]}), pd.DataFrame({"id": ["1"], "reference_months": [1.0]}))
+
+
+def test_importing_the_metrics_does_not_import_evaluate_or_torch() -> None:
+    code = "import sys, boneage_hf.metrics; print(sorted({'evaluate', 'torch'} & set(sys.modules)))"
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def bone_age_error(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("evaluate")
+    from boneage_hf.evaluate_metric import BoneAgeError
+
+    return BoneAgeError(cache_dir=str(tmp_path_factory.mktemp("evaluate")))
+
+
+def test_the_evaluate_metric_returns_the_same_numbers(bone_age_error: Any) -> None:
+    found = bone_age_error.compute(predictions=PREDICTED, references=REFERENCE, n_resamples=30, seed=5)
+    assert found == error_metrics(PREDICTED, REFERENCE, n_resamples=30, seed=5)
+
+
+def test_the_evaluate_metric_takes_batches(bone_age_error: Any) -> None:
+    bone_age_error.add_batch(predictions=PREDICTED[:2], references=REFERENCE[:2])
+    bone_age_error.add_batch(predictions=PREDICTED[2:], references=REFERENCE[2:])
+    assert bone_age_error.compute() == error_metrics(PREDICTED, REFERENCE)
+
+
+def test_the_evaluate_metric_works_on_after_refusing_years(bone_age_error: Any) -> None:
+    with pytest.raises(InputError, match="multiply them by 12"):
+        bone_age_error.compute(predictions=[10.0, 11.5], references=[120.0, 139.0])
+    assert bone_age_error.compute(predictions=[110.0], references=[120.0])["mae_months"] == 10.0
+
+
+def test_every_measure_is_defined_in_the_help_of_the_evaluate_metric(bone_age_error: Any) -> None:
+    text = str(type(bone_age_error).__doc__)
+    assert all(f"{key} " in text or f"{key}, " in text for key in MEASURES)
