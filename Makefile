@@ -56,7 +56,7 @@ $(VENV)/torch.txt: $(VENV)/.torch-choice
 
 $(VENV)/.demo: pyproject.toml $(VENV)/torch.txt
 	@echo "Installing boneage-hf and what it needs; the first time takes about a minute."
-	@$(PIP) install --quiet --constraint $(VENV)/torch.txt --editable .
+	@$(PIP) install --quiet --constraint $(VENV)/torch.txt --editable ".[train]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/torch.txt

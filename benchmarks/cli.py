@@ -43,7 +43,31 @@ def _parser() -> argparse.ArgumentParser:
     protocols = commands.add_parser("protocols", help="list the protocols that a row may name")
     protocols.set_defaults(run=_protocols)
 
-    # Every command reads or writes the measured rows; an installed package may not be the place for them.
+    speed = commands.add_parser("speed", help="images per second on this machine")
+    speed.add_argument("--training", action="store_true", required=True, help="of the training loop, by image source")
+    speed.add_argument("--recipe", default="finetune", help="name or .json file (default: %(default)s)")
+    speed.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
+    )
+    speed.add_argument("--steps", type=int, default=20, help="timed steps (default: %(default)s)")
+    speed.add_argument("--mixed-precision", choices=("no", "bf16"), default="bf16")
+    speed.set_defaults(run=_speed)
+
+    polarity = commands.add_parser("polarity", help="check the polarity rule on a prepared data set")
+    polarity.add_argument("dataset", type=Path)
+    polarity.add_argument("--split", default="validation", help="default: %(default)s")
+    polarity.add_argument(
+        "--sheets", type=Path, metavar="DIR", help="contact sheets of 300 radiographs to judge by eye"
+    )
+    polarity.set_defaults(run=_polarity)
+
+    copies = commands.add_parser("copies", help="predictions for originals against those for their 299 px copies")
+    copies.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    copies.add_argument("challenge", type=Path, help="folder in the layout of the challenge, with the copies")
+    copies.add_argument("originals", type=Path, help="folder of ID.png")
+    copies.set_defaults(run=_copies)
+
+    # These read or write the measured rows; an installed package may not be the place for them.
     for command in (report, check, add):
         command.add_argument(
             "--measured", type=Path, metavar="CSV", help="default: results/measured.csv of the package"
@@ -91,6 +115,29 @@ def _add(arguments: argparse.Namespace) -> str:
             "the version of its ground truth is not shown to be the protocol's, so it gets no place in a ranking"
         )
     return "\n".join(lines)
+
+
+def _speed(arguments: argparse.Namespace) -> str:
+    from boneage_hf.recipes import load_recipe
+
+    from .speed import training_speed
+
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    return str(training_speed(recipe, steps=arguments.steps, mixed_precision=arguments.mixed_precision))
+
+
+def _polarity(arguments: argparse.Namespace) -> str:
+    from .reading import check_polarity
+
+    return str(check_polarity(arguments.dataset, split=arguments.split, sheets=arguments.sheets))
+
+
+def _copies(arguments: argparse.Namespace) -> str:
+    from boneage_hf.hub import load_pipeline
+
+    from .reading import check_copies
+
+    return str(check_copies(load_pipeline(arguments.checkpoint), arguments.challenge, arguments.originals))
 
 
 def _protocols(arguments: argparse.Namespace) -> str:

@@ -93,7 +93,7 @@ PROTOCOLS: dict[str, Protocol] = {
             n=1024,
             readers=1,
             ground_truth="one clinical reading",
-            ground_truth_fingerprint=None,
+            ground_truth_fingerprint="abb87207f300674f92502b6ea0646aa3212a13a59ce5afcc3d097f0a4d5f6176",
             preprocessing_note=_AS_MEASURED,
         ),
         Protocol(

@@ -23,7 +23,7 @@ _HOMES = {
 }
 _NEED_REGISTRATION = {"BoneAgeConfig", "BoneAgeImageProcessor", "BoneAgeModel", "BoneAgePipeline", "load_pipeline"}
 
-__all__ = [  # noqa: RUF022 - a list that type checkers can read
+__all__ = [
     "BoneAgeConfig",
     "BoneAgeImageProcessor",
     "BoneAgeModel",

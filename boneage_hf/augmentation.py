@@ -1,7 +1,7 @@
 """Seeded training augmentation of batches of grey images, on any device.
 
 Two steps on purpose: `sample` draws the parameters of a whole global batch from one generator, `apply` is a pure
-function of images and parameters. So a batch that is shared out among processes is augmented exactly as in one process,
+function of images and parameters. So a batch that processes share out is augmented exactly as in one process,
 and a resumed run repeats what an uninterrupted one would have seen.
 """
 
@@ -105,7 +105,7 @@ def sample(augmentation: Augmentation, batch_size: int, generator: torch.Generat
 
 
 def affine_matrices(parameters: Parameters) -> torch.Tensor:
-    """(B, 2, 3) maps from output to input coordinates, each axis running from -1 to 1 (as `affine_grid` wants them)."""
+    """(B, 2, 3) maps from output to input coordinates, each axis from -1 to 1 (as `affine_grid` wants them)."""
     cos, sin = parameters.angle.cos(), parameters.angle.sin()
     # A larger picture samples a smaller part of the input, hence the division.
     sign = 1 - 2 * parameters.mirrored

@@ -1,4 +1,4 @@
-"""`boneage prepare | explore | train | evaluate | predict | explain | summary | convert-lite0 | demo`.
+"""`boneage prepare | explore | train | evaluate | predict | explain | summary | card | convert-lite0 | demo`.
 
 Arguments and printed lines only; each command imports what it needs when it runs, so that `boneage --help` is instant.
 """
@@ -109,6 +109,16 @@ def _summary(options: argparse.Namespace) -> int:
     return 0
 
 
+def _card(options: argparse.Namespace) -> int:
+    from .card import render_card
+    from .evaluation import write_text
+
+    metrics = None if options.metrics is None else Path(options.metrics)
+    write_text(Path(options.out), render_card(options.checkpoint, name=options.name, metrics_file=metrics))
+    print(options.out)
+    return 0
+
+
 def _convert_lite0(options: argparse.Namespace) -> int:
     from .initial_weights import convert_lite0
 
@@ -123,7 +133,9 @@ def _demo(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "space_app":
             raise
-        raise InputError("space_app.py is not installed beside the package; install the whole project again.") from None
+        raise InputError(
+            "space_app.py is not installed beside the package; install the whole project again."
+        ) from None
     return space_app.main(model=options.model, port=options.port, open_browser=options.open)
 
 
@@ -135,7 +147,8 @@ def _positive_integer(text: str, name: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="boneage", description="Bone age in months from a child's hand radiograph. Research use, not a medical device."
+        prog="boneage",
+        description="Bone age in months from a child's hand radiograph. Research use, not a medical device.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -164,7 +177,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", _evaluate, "predictions and error measures of a checkpoint on a split")
     evaluate.add_argument("checkpoint", help='folder, Hub id, or "default"')
     evaluate.add_argument("dataset")
-    evaluate.add_argument("--split", required=True, choices=("train", "validation", "selection", "calibration", "test"))
+    evaluate.add_argument(
+        "--split", required=True, choices=("train", "validation", "selection", "calibration", "test")
+    )
     evaluate.add_argument("--out", required=True, help="folder for predictions.csv, table.csv and metrics.json")
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
@@ -185,6 +200,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = add("summary", _summary, "layer table of a model with its values")
     summary.add_argument("checkpoint", nargs="?", help="folder, Hub id or default; without it the reference network")
+
+    card = add("card", _card, "the model card of a checkpoint, filled from its config and its measured error")
+    card.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    card.add_argument("--name", required=True, help="what a user types to load the checkpoint")
+    card.add_argument("--metrics", help="metrics.json of `boneage evaluate`; without it the card says: not measured")
+    card.add_argument("--out", required=True, help="the file to write, usually README.md or model_card.md")
 
     convert = add("convert-lite0", _convert_lite0, "ImageNet weights of EfficientNet-Lite0 -> safetensors")
     convert.add_argument("out", help="the .safetensors file to write")

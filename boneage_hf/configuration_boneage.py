@@ -59,7 +59,7 @@ class BoneAgeConfig(PreTrainedConfig):
         rescale_epsilon (`float`, defaults to 1e-7): added to the mean attention before the division of RescaleGAP;
             Keras' backend epsilon, small against the reference's smallest attention value of 2.2e-5.
         age_mean_months (`float`, defaults to 0.0), age_sd_months (`float`, defaults to 1.0): the network's last layer
-            answers `(bone age - mean) / SD`; fitted on the training split. 0 and 1 are raw months, as in the reference.
+            answers `(bone age - mean) / SD`; fitted on the training split. 0 and 1: raw months, as in the reference.
         loss (`str`, defaults to `"mse"`): `"mse"` or `"smooth_l1"`, on scaled targets.
         smooth_l1_beta (`float`, defaults to 0.1): where smooth L1 turns linear, in SDs of age.
         provenance (`dict`, *optional*): where the weights come from: data and split fingerprints, recipe, commit,
@@ -94,7 +94,7 @@ class BoneAgeConfig(PreTrainedConfig):
         unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
         if unknown:
             raise InputError(
-                f"BoneAgeConfig has no field {', '.join(map(repr, unknown))}; check the spelling against its docstring."
+                f"BoneAgeConfig has no field {', '.join(map(repr, unknown))}; compare its spelling with the docstring."
             )
         self.attention_channels = list(self.attention_channels)
         super().__post_init__(**kwargs)

@@ -152,11 +152,10 @@ def _source_parts(
         parts.append(entry)
         if not compare:
             continue
-        for what, published in (("rows", part.rows), ("female", part.female), ("male", part.male)):
+        counts = (("rows", "rows", part.rows), ("female", "girls", part.female), ("male", "boys", part.male))
+        for what, name, published in counts:
             if published is not None and entry[what] != published:
-                warnings.append(
-                    f"The {part.name} table has {entry[what]} {what} labels, the published one {published}."
-                )
+                warnings.append(f"The {part.name} table has {entry[what]} {name}, the published one {published}.")
         if version is None:
             warnings.append(f"The labels of the {part.name} table are not those that were published (fingerprint).")
     return parts, warnings

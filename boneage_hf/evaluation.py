@@ -5,7 +5,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import __version__
-from .data import fingerprint, load_split
+from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
 from .image_processing_boneage import BoneAgeImageProcessor
 from .metrics import error_metrics
@@ -51,7 +51,7 @@ def predict_prepared(
     months = []
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels[part])).to(device)
+        batch = torch.from_numpy(np.array(pixels[part])).to(device)  # a copy: a memory map is not writable
         pixel_values = processor.to_pixel_values(batch).to(model.dtype)
         codes = torch.from_numpy(np.asarray(sex[part])).to(device) if model.config.uses_sex else None
         output = predict_batch(model, pixel_values, sex=codes, flip_average=flip_average)
@@ -73,10 +73,12 @@ def predict_dataset(
         Columns `id`, `predicted_months`, `reference_months`, `sex`.
 
     Raises:
-        InputError: an image cannot be read (its row id is named), or the split is empty.
+        InputError: an image cannot be read (its row id is named), the split is empty, or the batch size is below 1.
     """
     if len(dataset) == 0:
         raise InputError("This split holds no image; choose another one.")
+    if batch_size < 1:
+        raise InputError(f"The batch size must be 1 or more, not {batch_size}.")
     undecoded = _without_decoding(dataset)
     parts = []
     with tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress) as bar:
@@ -107,8 +109,7 @@ def predict_dataset(
 
 def predictions_csv(table: pd.DataFrame) -> str:
     """The text of a prediction file that may be published: `id, predicted_months` with four decimals, nothing else."""
-    lines = [f"{row_id},{months:.4f}" for row_id, months in zip(table["id"], table["predicted_months"], strict=True)]
-    return "\n".join(["id,predicted_months", *lines]) + "\n"
+    return table[["id", "predicted_months"]].to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
 def summarise(
@@ -147,8 +148,9 @@ def evaluate_checkpoint(
     flip_average: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Predict a split and write `predictions.csv` (id and prediction only), `table.csv` (with references and sex, for the
-    user's disk only), and `metrics.json` into the folder `out`.
+    """Predict a split and write `predictions.csv`, `table.csv` and `metrics.json` into the folder `out`.
+
+    `predictions.csv` holds ids and predictions only; `table.csv` adds references and sex, for the user's disk only.
 
     Args:
         checkpoint: folder, Hub id or `"default"`.
@@ -167,7 +169,7 @@ def evaluate_checkpoint(
         table,
         checkpoint=Path(checkpoint).name,
         revision=checkpoint_revision(pipe),
-        protocol=protocol_name(split, len(table)),
+        protocol=protocol_name(read_manifest(dataset), split, len(table)),
         split=split,
         flip_average=flip_average,
     )
@@ -178,16 +180,25 @@ def evaluate_checkpoint(
     return summary
 
 
-def protocol_name(split: str, n: int) -> str:
-    """`reference-test-1024` for the test part of the RSNA training set, the like for other parts and counts."""
-    return f"reference-{split}-{n}"
+def protocol_name(manifest: Mapping[str, Any], split: str, n: int) -> str:
+    """`reference-test-1024` for the test part of the RSNA training set, the like for other parts and counts.
+
+    Args:
+        manifest: as [`boneage_hf.data.read_manifest`] returns it. The challenge's own parts are `official-...`, drawn
+            hands `phantom-...`.
+    """
+    rule = manifest["settings"]["split"] if manifest["kind"] == "rsna" else manifest["kind"]
+    return f"{rule}-{split}-{n}"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

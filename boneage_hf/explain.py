@@ -180,6 +180,7 @@ def attention_grid(items: Sequence[ExplainedRadiograph]) -> "Figure":
     axes = figure.subplots(rows, 2 * pairs, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
+        axis.set_anchor("N")
     for position, item in enumerate(items):
         left = axes[position // pairs, 2 * (position % pairs)]
         right = axes[position // pairs, 2 * (position % pairs) + 1]
@@ -192,7 +193,9 @@ def attention_grid(items: Sequence[ExplainedRadiograph]) -> "Figure":
             title += f"\nreference {item.reference_months:.1f} months"
         left.set_title(title, fontsize=9)
         right.set_title(f"attention {item.attention.min():.1e} to {item.attention.max():.1e}", fontsize=9)
-    bar = figure.colorbar(ScalarMappable(cmap=colormaps[COLOURS]), ax=axes, fraction=0.02, pad=0.01, ticks=[0, 1])
+    bar = figure.colorbar(
+        ScalarMappable(cmap=colormaps[COLOURS]), ax=axes, fraction=0.02, pad=0.01, ticks=[0, 1], panchor=False
+    )
     bar.ax.set_yticklabels(["own\nminimum", "own\nmaximum"], fontsize=8)
     return figure
 

@@ -1,16 +1,24 @@
-"""Plots of a prepared data set: how the ages and the sexes are distributed. Aggregates only, no image and no id."""
+"""Plots of a prepared data set: how ages and sexes are distributed, and what the training augmentation makes of it.
+
+No plot names an id. Only the contact sheet of the augmentation shows images.
+"""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .data import load_prepared, read_manifest
+from .augmentation import AUGMENTATIONS, apply, sample
+from .data import load_prepared, load_split, read_manifest
 from .errors import InputError
+from .image_processing_boneage import BoneAgeImageProcessor
+from .radiograph import read
 from .sex import SEXES
 from .splits import AGE_BAND_MONTHS, MAX_BONE_AGE_MONTHS, MIN_BONE_AGE_MONTHS
 
@@ -23,6 +31,11 @@ _NEUTRAL = "#595959"
 _BIN_MONTHS = 12
 _BIN_SD = 0.3
 _BAR_STEP = 0.4
+
+_SHEET_IMAGES = 6
+_SHEET_VERSIONS = 5
+_SHEET_AUGMENTATIONS = ("reference", "strong")
+_SHEET_GAP = 6  # px
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ def explore(dataset_folder: str | os.PathLike[str], out_folder: str | os.PathLik
     * ``bone_age_z_score.png``: histogram of (age - mean) / SD over the whole data set, sample SD.
     * ``sex_counts.png``: girls and boys in each split.
     * ``bone_age_by_sex.png``: the ages of girls and of boys over each other, and their quartiles.
+    * ``augmentation.png``: images of the training split, as :func:`augmentation_sheet` draws them.
 
     Args:
         dataset_folder: what :func:`boneage_hf.data.prepare` wrote.
@@ -98,7 +112,57 @@ def explore(dataset_folder: str | os.PathLike[str], out_folder: str | os.PathLik
         if drawn:
             figure.supxlabel("drawn phantoms, not radiographs", fontsize="small", color=_NEUTRAL)
         paths.append(_save(figure, out / f"{name}.png"))
+    sheet = augmentation_sheet(dataset_folder)
+    if drawn:
+        sheet.supxlabel("drawn phantoms, not radiographs", fontsize="small", color=_NEUTRAL)
+    paths.append(_save(sheet, out / "augmentation.png"))
     return paths
+
+
+def augmentation_sheet(dataset_folder: str | os.PathLike[str], *, seed: int = 0) -> Figure:
+    """Contact sheet: the first 6 training images as the model reads them, and 5 random versions of each.
+
+    The images are prepared with the default settings of BoneAgeImageProcessor; below them come the versions of the
+    augmentations "reference" and "strong", one image to a column. It shows images of the data set, under whose terms
+    it falls.
+
+    Raises:
+        InputError: as :func:`boneage_hf.data.load_split`, or if an image cannot be read (its row id is named).
+    """
+    train = load_split(dataset_folder, "train").cast_column("image", datasets.Image(decode=False))
+    processor = BoneAgeImageProcessor()
+    prepared = []
+    for row in train.select(range(min(_SHEET_IMAGES, len(train)))):
+        try:
+            prepared.append(processor.prepare(read(row["image"]["bytes"]).image))
+        except InputError as error:
+            raise InputError(f"Image of row {row['id']}: {error}") from None
+    images = torch.from_numpy(np.stack(prepared))  # (B, H, W)
+    blocks = {"prepared for the model": [images]}
+    for name in _SHEET_AUGMENTATIONS:
+        generator = torch.Generator().manual_seed(seed)
+        blocks[f'augmentation "{name}"'] = [
+            apply(images, sample(AUGMENTATIONS[name], len(images), generator)) for _ in range(_SHEET_VERSIONS)
+        ]
+    heights = [len(rows) for rows in blocks.values()]
+    figure = Figure(figsize=(1.2 * len(images) + 0.2, 1.2 * sum(heights) + 1.2), layout="constrained")
+    panels = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, rows) in zip(panels, blocks.items(), strict=True):
+        axes.imshow(_contact_sheet(rows), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.set_axis_off()
+    return figure
+
+
+def _contact_sheet(rows: list[torch.Tensor]) -> np.ndarray:
+    """Rows of (B, H, W) images, values 0..255 -> one uint8 picture (h, w) with white gaps between the images."""
+    count, height, width = rows[0].shape
+    down, across = height + _SHEET_GAP, width + _SHEET_GAP
+    sheet = np.full((len(rows) * down - _SHEET_GAP, count * across - _SHEET_GAP), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row.round().to(torch.uint8).numpy()):
+            sheet[y * down : y * down + height, x * across : x * across + width] = image
+    return sheet
 
 
 def draw_ages(axes: Axes, labels: Labels) -> None:

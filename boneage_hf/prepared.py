@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def prepare_images(
         name: shown beside the progress bar.
 
     Raises:
-        InputError: an image cannot be read (its row id is named).
+        InputError: an image cannot be read (its row id is named), or the cache cannot be written.
     """
     undecoded = _without_decoding(dataset)
     months = np.asarray(undecoded["bone_age_months"], dtype=np.float32)
@@ -58,20 +59,34 @@ def prepare_images(
     shape = (len(ids), processor.size["height"], processor.size["width"])
     if cache is None:
         pixels = np.empty(shape, np.uint8)
-        _fill(pixels, undecoded, processor, name=name, progress=progress)
+        for index, image in enumerate(_prepared(undecoded, processor, name=name, progress=progress)):
+            pixels[index] = image
         return PreparedImages(pixels, sex, months, ids)
     target = cache / f"{_content_key(undecoded, processor)}.npy"
     if not target.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(f".{os.getpid()}.tmp.npy")
         try:
-            written = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            _fill(written, undecoded, processor, name=name, progress=progress)
-            written.flush()
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            _write(target, shape, _prepared(undecoded, processor, name=name, progress=progress))
+        except OSError as error:
+            raise InputError(
+                f"The cache of prepared images cannot be written ({error.strerror}): make room, or let BONEAGE_RUNS name a "
+                "folder on another disk."
+            ) from None
     return PreparedImages(np.load(target, mmap_mode="r"), sex, months, ids)
+
+
+def _write(target: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+    """A .npy file of `images`, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp.npy")
+    try:
+        # In order and not through a memory map: there a full disk kills the process (SIGBUS).
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in images:
+                file.write(image.tobytes())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _without_decoding(dataset: Any) -> Any:
@@ -91,15 +106,11 @@ def _content_key(undecoded: Any, processor: BoneAgeImageProcessor) -> str:
     return digest.hexdigest()[:32]
 
 
-def _fill(
-    pixels: np.ndarray, undecoded: Any, processor: BoneAgeImageProcessor, *, name: str, progress: bool
-) -> None:
-    position = 0
-    with tqdm(total=len(pixels), desc=f"prepare {name}", unit="image", disable=not progress) as bar:
+def _prepared(undecoded: Any, processor: BoneAgeImageProcessor, *, name: str, progress: bool) -> Iterator[np.ndarray]:
+    with tqdm(total=len(undecoded), desc=f"prepare {name}", unit="image", disable=not progress) as bar:
         for batch in undecoded.iter(batch_size=_BATCH):
             for row_id, image in zip(batch["id"], batch["image"], strict=True):
-                pixels[position] = prepare_image(image["bytes"], processor, row_id=row_id)
-                position += 1
+                yield prepare_image(image["bytes"], processor, row_id=row_id)
             bar.update(len(batch["id"]))
 
 

@@ -403,10 +403,10 @@ def _decode_with_pil(image: Image.Image, data: bytes, file_format: FileFormat) -
     mode, wide_raw_mode = image.mode, _wide_colour_raw_mode(image)
     if mode in ("CMYK", "LAB", "HSV"):
         raise InputError("The picture is stored in printing colours: save it as 8- or 16-bit greyscale.")
-    if mode in ("RGB", "RGBA") and bits_stored == 16:
-        # PIL reads 16-bit channels in separate planes wrongly, and undoes premultiplication at 8 bits.
-        if tiff_tags.get(284, 1) != 1 or wide_raw_mode is None or wide_raw_mode.startswith("RGBa"):
-            raise InputError("The TIFF file stores 16-bit colour in a rare layout: save it as 16-bit greyscale.")
+    # PIL reads 16-bit channels in separate planes wrongly, and undoes premultiplication at 8 bits.
+    is_rare = tiff_tags.get(284, 1) != 1 or wide_raw_mode is None or wide_raw_mode.startswith("RGBa")
+    if mode in ("RGB", "RGBA") and bits_stored == 16 and is_rare:
+        raise InputError("The TIFF file stores 16-bit colour in a rare layout: save it as 16-bit greyscale.")
 
     image.load()
     turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))  # PIL has already turned TIFF, and says so here

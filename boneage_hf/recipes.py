@@ -56,6 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
+            "backbone": ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny"),
+            "sex_input": ("none", "embedding"),
+            "loss": ("mse", "smooth_l1"),
             "augmentation": ("none", "reference", "strong"),
             "sampling": ("natural", "balanced"),
             "optimizer": ("adam", "adamw"),
@@ -67,6 +70,9 @@ class Recipe:
         for name in ("epochs", "batch_size", "eval_batch_size", "per_category", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"Recipe: {name} must be above 0, not {getattr(self, name)}.")
+        for name in ("weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"Recipe: {name} must be 0 or more, not {getattr(self, name)}.")
         if not 0 <= self.ema < 1:
             raise InputError(f"Recipe: ema must lie in [0, 1), not {self.ema}.")
 
@@ -100,6 +106,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+DEFAULT_RECIPE = "finetune"
+
+
 def load_recipe(name_or_file: str, changes: list[str]) -> Recipe:
     """A named recipe or a JSON file of its fields, with changes of the form `field=value` (value in JSON or a word).
 
@@ -110,8 +119,8 @@ def load_recipe(name_or_file: str, changes: list[str]) -> Recipe:
         recipe = RECIPES[name_or_file]
     elif name_or_file.endswith(".json") and Path(name_or_file).is_file():
         try:
-            recipe = recipe_from_dict(json.loads(Path(name_or_file).read_text()))
-        except json.JSONDecodeError as error:
+            recipe = recipe_from_dict(json.loads(Path(name_or_file).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe file is not JSON ({error}).") from None
     else:
         raise InputError(f"There is no recipe {name_or_file!r}; known are {', '.join(RECIPES)}, or give a .json file.")
@@ -127,8 +136,19 @@ def load_recipe(name_or_file: str, changes: list[str]) -> Recipe:
     return recipe_from_dict({**recipe.to_dict(), **values})
 
 
+_KINDS: dict[tuple[type, ...], str] = {
+    (int, float): "a number",
+    (int,): "a whole number",
+    (str,): "a word",
+    (bool,): "true or false",
+    (int, type(None)): "a whole number or null",
+}
+
+
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """Raises InputError for fields that a recipe does not have and for values of another type."""
+    if not isinstance(values, dict):
+        raise InputError(f"A recipe is a JSON object of fields, not {values!r}.")
     kinds = {field.name: field.type for field in dataclasses.fields(Recipe)}
     for name, value in values.items():
         if name not in kinds:
@@ -142,7 +162,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
         }
         expected = allowed[kinds[name]]
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-            raise InputError(f"Recipe: {name} cannot be {value!r}.")
+            raise InputError(f"Recipe: {name} takes {_KINDS[expected]}, not {value!r}.")
     return Recipe(**values)
 
 
@@ -150,13 +170,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `boneage train` and `python -m boneage_hf.training` share."""
     parser.add_argument("dataset", help="folder written by `boneage prepare`")
     parser.add_argument("out", help="run folder: a name below BONEAGE_RUNS, or a path with a separator")
-    parser.add_argument("--recipe", default="finetune", help=f"{', '.join(RECIPES)}, or a .json file (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe")
+    parser.add_argument("--recipe", help=f"{', '.join(RECIPES)}, or a .json file (default: {DEFAULT_RECIPE})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
+    )
     parser.add_argument(
         "--initial-weights",
         help="Hub id (timm/vgg19.tv_in1k), .safetensors file, checkpoint folder, or the word random; never a default",
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUT from its last saved state")
-    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUT, with its own recipe")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), help="default: no")
     parser.add_argument("--accumulation", type=int, default=1, metavar="STEPS", help="gradient accumulation steps")
     parser.add_argument("--save-minutes", type=float, default=5.0, help="how often the state is saved within an epoch")

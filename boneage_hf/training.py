@@ -4,7 +4,7 @@
 `accelerate launch -m boneage_hf.training DATASET OUT ...`.
 
 The order of the images and the parameters of every augmentation are functions of (seed, epoch, step) of the *global*
-batch; each process takes its share. So one process and N processes with the same global batch compute the same gradient
+batch; each process takes its share. So one process and N with the same global batch compute the same gradient
 (with BatchNorm in evaluation mode and without dropout, to rounding). In training mode each process normalises by the
 statistics of its own share, as usual with data parallelism, and draws its own dropout.
 """
@@ -20,14 +20,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -39,10 +39,18 @@ from .errors import InputError
 from .evaluation import git_commit, package_versions, predict_prepared, write_text
 from .hub import save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
-from .initial_weights import LITE_IMAGE_MEAN, LITE_IMAGE_STD, load_initial_weights
+from .initial_weights import (
+    IMAGENET_IMAGE_MEAN,
+    IMAGENET_IMAGE_STD,
+    LITE_IMAGE_MEAN,
+    LITE_IMAGE_STD,
+    load_initial_weights,
+)
 from .modeling_boneage import BoneAgeModel
 from .prepared import PreparedImages, prepare_images
-from .recipes import Recipe, add_training_arguments, load_recipe, recipe_from_dict
+from .recipes import DEFAULT_RECIPE, Recipe, add_training_arguments, load_recipe, recipe_from_dict
+from .sex import SEXES
+from .splits import age_band
 
 RUN_FILE = "run.json"
 STATE_FILE = "state.safetensors"
@@ -72,7 +80,7 @@ def epoch_order(recipe: Recipe, images: PreparedImages, epoch: int) -> np.ndarra
     generator = np.random.default_rng([recipe.seed, epoch])
     if recipe.sampling == "natural":
         return generator.permutation(len(images))
-    categories = np.floor(images.bone_age_months / 24).astype(np.int64) * 2 + images.sex
+    categories = np.array([age_band(months) for months in images.bone_age_months]) * len(SEXES) + images.sex
     drawn = [
         generator.choice(np.flatnonzero(categories == category), recipe.per_category, replace=True)
         for category in np.unique(categories)
@@ -128,8 +136,10 @@ def shares(batch_size: int, processes: int, accumulation: int) -> int:
     """Images per process and accumulation step of a global batch.
 
     Raises:
-        InputError: if they do not divide it evenly.
+        InputError: if they do not divide it evenly, or there is no step.
     """
+    if accumulation < 1:
+        raise InputError(f"--accumulation must be 1 (none) or more, not {accumulation}.")
     if batch_size % (processes * accumulation):
         raise InputError(
             f"The global batch of {batch_size} images cannot be shared evenly among {processes} processes and "
@@ -200,7 +210,7 @@ def _write_failure(error: Exception, folder: Path) -> InputError:
     )
 
 
-class _Run:
+class TrainingRun:
     """The parts of a run that its steps share: model, optimizer, average, images, and where it stands."""
 
     def __init__(
@@ -222,14 +232,29 @@ class _Run:
         self.steps_per_epoch = len(epoch_order(recipe, train_images, 0)) // recipe.batch_size
         if self.steps_per_epoch == 0:
             raise InputError("There are fewer training images than one batch; lower it with --set batch_size=...")
-        self.model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
         self.average = MovingAverage(model, recipe.ema) if recipe.ema else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(recipe, self.model))
         self.progress = Progress()
         torch.manual_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
 
-    def optimizer_step(self, order: np.ndarray, epoch: int, step: int) -> float:
-        """One global batch; returns its mean loss over all processes."""
+    def begin(self) -> None:
+        """Write the state, which holds the initial weights, and then the run file: what can be seen can be resumed.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        content = {"recipe": self.recipe.to_dict(), "config": self.model.config.to_dict()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save_state()
+            if self.accelerator.is_main_process:
+                write_text(self.folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"The run folder cannot be written ({error.strerror}); choose another one.") from None
+
+    def batches(self, order: np.ndarray, *, epoch: int, step: int) -> Iterator[Batch]:
+        """This process's share of a global batch, one part for each accumulation step."""
         size = self.recipe.batch_size
         indices = order[step * size : (step + 1) * size]
         parameters = augmentation.sample(
@@ -237,11 +262,10 @@ class _Run:
             size,
             augmentation_generator(self.recipe, epoch, step),
         )
-        total = torch.zeros((), device=self.accelerator.device)
         for turn in range(self.accumulation):
             first = (self.accelerator.process_index * self.accumulation + turn) * self.share
             part = slice(first, first + self.share)
-            batch = make_batch(
+            yield make_batch(
                 self.train_images,
                 indices[part],
                 parameters[part],
@@ -249,7 +273,16 @@ class _Run:
                 uses_sex=self.model.config.uses_sex,
                 device=self.accelerator.device,
             )
-            last = turn == self.accumulation - 1
+
+    def step(self, batches: Iterable[Batch], *, epoch: int, step: int) -> float:
+        """One step of the optimizer on a global batch; returns its mean loss over all processes.
+
+        Raises:
+            InputError: the loss is not finite; the weights are those before the step.
+        """
+        total = torch.zeros((), device=self.accelerator.device)
+        for turn, batch in enumerate(batches, start=1):
+            last = turn == self.accumulation
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
                     loss = self.wrapped(pixel_values=batch.pixel_values, sex=batch.sex, labels=batch.labels).loss
@@ -257,19 +290,15 @@ class _Run:
             total += loss.detach() / self.accumulation
         mean = float(self.accelerator.reduce(total, reduction="mean"))
         if not math.isfinite(mean):
-            raise InputError(
-                f"Training stopped: the loss became {mean} in epoch {epoch + 1}, step {step + 1}. The last good state is "
-                "intact; start again with a lower rate (--set learning_rate=...)."
-            )
-        rate = learning_rate(
-            self.recipe, epoch * self.steps_per_epoch + step, self.recipe.epochs * self.steps_per_epoch
-        )
+            raise self.diverged(f"the loss became {mean}")
+        done = epoch * self.steps_per_epoch + step
+        rate = learning_rate(self.recipe, done, self.recipe.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update(self.model, epoch * self.steps_per_epoch + step)
+            self.average.update(self.model, done)
         return mean
 
     def train_epoch(self, *, save_seconds: float, quiet: bool) -> None:
@@ -286,7 +315,8 @@ class _Run:
             disable=quiet,
         ) as bar:
             while progress.step < self.steps_per_epoch:
-                progress.loss_sum += self.optimizer_step(order, progress.epoch, progress.step)
+                batches = self.batches(order, epoch=progress.epoch, step=progress.step)
+                progress.loss_sum += self.step(batches, epoch=progress.epoch, step=progress.step)
                 progress.step += 1
                 bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", refresh=False)
                 bar.update()
@@ -305,8 +335,27 @@ class _Run:
         flag = torch.tensor(float(decision and self.accelerator.is_main_process), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
 
+    def share_statistics(self) -> None:
+        """Give every process the main process's BatchNorm statistics, which are those that will be saved; each process
+        has gathered them over its own share of the batches."""
+        state = self.model.state_dict() if self.average is None else self.average.values
+        for name, _ in self.model.named_buffers():
+            if name in state:
+                broadcast(state[name])
+
+    def diverged(self, what: str) -> InputError:
+        return InputError(
+            f"Training stopped: {what} in epoch {self.progress.epoch + 1}, after {self.progress.step} of its steps. "
+            "The last good state is intact; start again with a lower rate (--set learning_rate=...)."
+        )
+
     def validate(self) -> float:
-        """MAE in months on the selection half of validation, each process a share of it; keeps the best weights."""
+        """MAE in months on the selection half of validation, each process a share of it; keeps the best weights.
+
+        Raises:
+            InputError: the weights do not predict finite ages any more; the best ones before stay as they are.
+        """
+        self.share_statistics()
         with self.average.applied_to(self.model) if self.average is not None else contextlib.nullcontext():
             mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
             predicted = predict_prepared(
@@ -318,6 +367,8 @@ class _Run:
             )
             errors = np.abs(predicted.astype(np.float64) - self.validation_images.bone_age_months[mine])
             mae = float(np.mean(np.concatenate(gather_object([errors]))))
+            if not math.isfinite(mae):
+                raise self.diverged(f"the validation MAE became {mae}")
             progress = self.progress
             if progress.best_mae_months is None or mae < progress.best_mae_months:
                 progress.best_mae_months, progress.best_epoch = mae, progress.epoch + 1
@@ -339,8 +390,11 @@ class _Run:
         """All that resuming needs, as one safetensors file, whole or not at all; every process must call it.
 
         Raises:
-            InputError: the disk is full; the state written before stays as it is.
+            InputError: the disk is full, or a weight is not finite; the state written before stays as it is.
         """
+        # A gradient may overflow while the loss is still finite; the next loss would tell, after the state is lost.
+        if not all(bool(torch.isfinite(value).all()) for value in self.model.parameters()):
+            raise self.diverged("a weight became NaN or infinite")
         generators = gather_object([_random_state(self.accelerator.device)])
         if not self.accelerator.is_main_process:
             return
@@ -352,7 +406,9 @@ class _Run:
         for rank, states in enumerate(generators):
             tensors |= {f"generator.{rank}.{name}": value for name, value in states.items()}
         # A clone each: safetensors refuses tensors that share memory or are not contiguous.
-        tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        tensors = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+        }
         temporary = self.folder / (STATE_FILE + ".tmp")
         try:
             save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
@@ -371,7 +427,7 @@ class _Run:
         """
         path = self.folder / STATE_FILE
         if not path.is_file():
-            return  # killed before the first save: the run starts over with the same order
+            raise InputError(f"This run has no {STATE_FILE} to resume from; start it again in another folder.")
         with safe_open(path, framework="pt") as file:
             self.progress = Progress(**json.loads(file.metadata()["progress"]))
             groups: dict[str, dict[str, torch.Tensor]] = {}
@@ -430,7 +486,8 @@ def _report_epoch(folder: Path, row: dict[str, float], *, epochs: int) -> None:
     draw_learning_curve(rows, folder / "learning_curve.png")
     left = (epochs - row["epoch"]) * row["seconds"] / 60
     tqdm.write(
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation MAE {row['validation_mae_months']:.2f} months  "
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  "
+        f"validation MAE {row['validation_mae_months']:.2f} months  "
         f"{row['images_per_second']:.1f} images/s  {left:.0f} min left",
         file=sys.stdout,
     )
@@ -452,8 +509,11 @@ def draw_learning_curve(rows: Sequence[dict[str, float]], target: Path) -> None:
     right.set(ylim=(0, None))
     right.set_ylabel("training loss", color="#D55E00")
     temporary = target.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(target)
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # --- the whole of it ------------------------------------------------------------------------------------------------
@@ -462,18 +522,20 @@ def draw_learning_curve(rows: Sequence[dict[str, float]], target: Path) -> None:
 def make_processor(recipe: Recipe) -> BoneAgeImageProcessor:
     """The image processor of a recipe, with the statistics that belong to its backbone's public weights."""
     lite = recipe.backbone.startswith("efficientnet_lite")
-    statistics = {"image_mean": LITE_IMAGE_MEAN, "image_std": LITE_IMAGE_STD} if lite else {}
     return BoneAgeImageProcessor(
-        size={"height": recipe.image_size, "width": recipe.image_size}, source_size=recipe.source_size, **statistics
+        size={"height": recipe.image_size, "width": recipe.image_size},
+        source_size=recipe.source_size,
+        image_mean=LITE_IMAGE_MEAN if lite else IMAGENET_IMAGE_MEAN,
+        image_std=LITE_IMAGE_STD if lite else IMAGENET_IMAGE_STD,
     )
 
 
 def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) -> tuple[BoneAgeModel, dict[str, Any]]:
     """The network of a recipe with its initial weights, and where those come from.
 
-    Age mean and SD are fitted on the training split. `initial_weights` is "random", a Hub id or a safetensors file of a
-    backbone, or a checkpoint folder of this package, from which every weight is taken (the attention interpolated if the
-    image size differs).
+    Age mean and SD are fitted on the training split. `initial_weights` is "random", a Hub id or a safetensors file of
+    a backbone, or a checkpoint folder of this package, from which every weight is taken (the attention interpolated
+    if the image size differs).
 
     Raises:
         InputError: the weights are not to be had or belong to another network.
@@ -496,8 +558,8 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     for field in ("backbone", "sex_input"):
         if getattr(model.config, field) != getattr(wanted, field):
             raise InputError(
-                f"The checkpoint has {field} {getattr(model.config, field)!r} and the recipe {getattr(wanted, field)!r}; "
-                "start from a checkpoint of the same kind."
+                f"The checkpoint has {field} {getattr(model.config, field)!r} and the recipe "
+                f"{getattr(wanted, field)!r}; start from a checkpoint of the same kind."
             )
     initial = {"source": Path(initial_weights).name, "provenance": model.config.provenance}
     if model.config.image_size != recipe.image_size:
@@ -536,7 +598,7 @@ def train(
     *,
     initial_weights: str | None = None,
     resume: bool = False,
-    mixed_precision: str = "no",
+    mixed_precision: str | None = None,
     accumulation: int = 1,
     save_minutes: float = 5.0,
     progress_bar: bool = True,
@@ -547,25 +609,27 @@ def train(
         dataset: folder written by `boneage prepare`. "train" trains, the selection half of "validation" selects.
         folder: the run folder: recipe and provenance, state, `metrics.jsonl`, TensorBoard files, `learning_curve.png`,
             `checkpoint`.
-        recipe: required unless resuming; a resumed run keeps its own.
+        recipe: required unless resuming; a resumed run keeps its own, and refuses another.
         initial_weights: see [`build_model`]; required unless resuming.
-        mixed_precision: "no" or "bf16" (autocast); the weights themselves stay float32.
+        mixed_precision: "no" or "bf16" (autocast); the weights themselves stay float32. None is "no", or what the
+            resumed run was started with.
         accumulation: steps whose gradients make up one global batch.
         save_minutes: how often the state is saved within an epoch.
 
     Raises:
-        InputError: no initial weights, a run that exists already, a loss that is not finite, a full disk.
+        InputError: no initial weights, a run that exists already or (resuming) one with other settings or data, a loss
+            that is not finite, a full disk.
     """
     saved = _read_run(folder, resume=resume)
     if saved is not None:
-        recipe = recipe_from_dict(saved["recipe"])
+        recipe, mixed_precision = _saved_settings(saved, recipe, mixed_precision)
     elif recipe is None or initial_weights is None:
         raise InputError(
             "Training needs --initial-weights: a Hub id such as timm/vgg19.tv_in1k, a .safetensors file (for "
             "efficientnet_lite0 made by `boneage convert-lite0`), a checkpoint folder, or the word random."
         )
     accelerator = Accelerator(
-        mixed_precision=mixed_precision,
+        mixed_precision=mixed_precision or "no",
         log_with="tensorboard",
         project_dir=str(folder),
         cpu=not torch.accelerator.is_available(),
@@ -579,7 +643,7 @@ def train(
             for name in ("train", "selection")
         )
     if saved is not None:
-        _check_data(saved, train_images)
+        _check_data(saved, train_images, validation_images)
         model = BoneAgeModel(BoneAgeConfig.from_dict(saved["config"]))
     else:
         model, initial = build_model(recipe, initial_weights=str(initial_weights), train=train_images)
@@ -590,21 +654,19 @@ def train(
             "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
             "selection_n": len(validation_images),
             "selection_fingerprint": fingerprint(validation_images.ids, validation_images.bone_age_months.tolist()),
-            "mixed_precision": mixed_precision,
+            "mixed_precision": mixed_precision or "no",
             "processes": accelerator.num_processes,
             "package_version": __version__,
             "commit": git_commit(),
             "versions": package_versions(("torch", "transformers", "accelerate")),
         }
-        if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            content = {"recipe": recipe.to_dict(), "config": model.config.to_dict()}
-            write_text(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
-    run = _Run(
+    run = TrainingRun(
         accelerator, folder, recipe, model, processor, train_images, validation_images, accumulation=accumulation
     )
     if saved is not None:
         run.load_state()
+    else:
+        run.begin()
     accelerator.init_trackers("tensorboard")
     while run.progress.epoch < recipe.epochs:
         run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
@@ -624,15 +686,35 @@ def _read_run(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if resume else None
 
 
-def _check_data(saved: dict[str, Any], train_images: PreparedImages) -> None:
-    now = fingerprint(train_images.ids, train_images.bone_age_months.tolist())
-    if saved["config"]["provenance"]["train_fingerprint"] != now:
-        raise InputError("The training split differs from the one this run was started on; resume it on its own data.")
+def _saved_settings(saved: dict[str, Any], recipe: Recipe | None, mixed_precision: str | None) -> tuple[Recipe, str]:
+    own, precision = recipe_from_dict(saved["recipe"]), saved["config"]["provenance"]["mixed_precision"]
+    differences = [
+        f"{name} {value!r} instead of {getattr(own, name)!r}"
+        for name, value in (recipe or own).to_dict().items()
+        if value != getattr(own, name)
+    ]
+    if mixed_precision not in (None, precision):
+        differences.append(f"mixed precision {mixed_precision!r} instead of {precision!r}")
+    if differences:
+        raise InputError(
+            f"A run is resumed with its own settings, not with {', '.join(differences)}; leave these out, or start "
+            "another run."
+        )
+    return own, precision
+
+
+def _check_data(saved: dict[str, Any], train_images: PreparedImages, validation_images: PreparedImages) -> None:
+    for name, images in (("train", train_images), ("selection", validation_images)):
+        now = fingerprint(images.ids, images.bone_age_months.tolist())
+        if saved["config"]["provenance"][f"{name}_fingerprint"] != now:
+            raise InputError(
+                f"The images of the split {name} are not those this run was started on; resume it on its own data."
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`accelerate launch -m boneage_hf.training DATASET OUT ...`, and what `boneage train` calls."""
-    parser = argparse.ArgumentParser(prog="python -m boneage_hf.training", description=train.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m boneage_hf.training", description="Train a recipe; resumable.")
     add_training_arguments(parser)
     try:
         return run_from_arguments(parser.parse_args(arguments))
@@ -642,7 +724,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_from_arguments(options: argparse.Namespace) -> int:
-    recipe = None if options.resume else load_recipe(options.recipe, options.set)
+    own = options.resume and options.recipe is None and not options.set
+    recipe = None if own else load_recipe(options.recipe or DEFAULT_RECIPE, options.set)
     result = train(
         options.dataset,
         run_folder(options.out),

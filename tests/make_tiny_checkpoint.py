@@ -2,8 +2,8 @@
 
     python tests/make_tiny_checkpoint.py
 
-Run it when the network, the image preparation or the checkpoint format is changed on purpose, and commit what it writes
-together with that change.
+Run it when the network, the image preparation or the checkpoint format is changed on purpose, and commit what it
+writes together with that change.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from boneage_hf import BoneAgeConfig, BoneAgeImageProcessor, BoneAgeModel, radiograph
 from boneage_hf.hub import save_checkpoint
@@ -37,7 +36,7 @@ def tiny_config() -> BoneAgeConfig:
         age_sd_months=40.0,
         loss="smooth_l1",
         provenance={
-            "initial_weights": "random",
+            "initial_weights": {"source": "random"},
             "data": "none: random numbers, for tests; what it predicts means nothing",
             "made_by": "tests/make_tiny_checkpoint.py",
             "licence": "Apache-2.0",
@@ -64,12 +63,12 @@ def tiny_model() -> BoneAgeModel:
         elif value.ndim == 1 or name.endswith("local.bias"):
             drawn = 0.2 * drawn
         else:
-            # The fan in is the product of all but the first dimension; of the position-wise weights it is the last one.
+            # The fan in is the product of all dimensions but the first; of position-wise weights it is the last one.
             fan_in = value.shape[-1] if name.endswith("local.weight") else int(np.prod(value.shape[1:]))
-            drawn = drawn * np.float32(fan_in**-0.5 if "embedding" not in name else 1.0)
+            # Twice that in the head, so that images and sexes differ visibly in months.
+            gain = 2.0 if name.startswith("head.") else 1.0
+            drawn = drawn * np.float32(gain * fan_in**-0.5)
         value.copy_(torch.from_numpy(drawn))
-    # Two children who differ in sex alone should differ by months, and no age should fall far outside 0 to 240.
-    nn.init.constant_(model.head.output.bias, 0.0)
     return model
 
 

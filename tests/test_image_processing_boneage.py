@@ -272,6 +272,7 @@ def test_an_image_that_has_every_size_already_is_not_changed() -> None:
         ((100, 200), slice(16, 48), slice(0, 64)),
         ((100, 100), slice(0, 64), slice(0, 64)),
         ((64, 61), slice(0, 64), slice(1, 62)),  # odd remainder: the extra column is on the right
+        ((61, 64), slice(1, 62), slice(0, 64)),
         ((16, 8), slice(0, 64), slice(16, 48)),  # smaller than the target: enlarged
         ((2000, 3), slice(0, 64), slice(31, 32)),  # never narrower than one pixel
     ],

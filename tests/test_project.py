@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "label_tables": BASE | {"splits"},
     "data_card": BASE | {"label_tables", "splits"},
     "data": LEAF | {"phantom", "stored_image", "splits", "label_tables", "data_card"},
-    "explore": LEAF | {"splits", "data", "stored_image", "augmentation"},
+    "explore": LEAF | {"splits", "data", "stored_image", "augmentation", "image_processing_boneage"},
     # put together
     "registration": TRAVELS,
     "initial_weights": MODEL,

@@ -118,7 +118,7 @@ def test_every_split_has_the_ages_and_sexes_of_the_whole() -> None:
     ids, ages, sexes = invented_labels(12_611)
     split = reference_split(ids, ages, sexes)
     months, male = np.array(ages), np.array([sex == "male" for sex in sexes])
-    parts = {"train": [], "validation": [], "test": [], "calibration": []}  # type: dict[str, list[int]]
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": [], "calibration": []}
     for row, assignment in enumerate(split):
         parts[assignment.split].append(row)
         if assignment.calibration:

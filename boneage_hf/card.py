@@ -1,0 +1,137 @@
+"""The model card of a checkpoint, filled from its config and from the metrics.json of an evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .errors import InputError
+from .hub import checkpoint_revision, load_pipeline
+from .metrics import MISSING
+from .summary import layer_table
+
+TEMPLATE = Path(__file__).resolve().parent / "model_card_template.md"
+
+_BACKBONES = {"vgg19": "VGG19", "vgg19_bn": "VGG19 with BatchNorm", "efficientnet_lite0": "EfficientNet-Lite0"}
+_MEASURES = {
+    "mae_months": "mean absolute error (months)",
+    "rmse_months": "root mean squared error (months)",
+    "median_absolute_error_months": "median absolute error (months)",
+    "bias_months": "bias, predicted minus reference (months)",
+    "r2": "R2",
+    "within_6_months": "share within 6 months",
+    "within_12_months": "share within 12 months",
+    "within_24_months": "share within 24 months",
+}
+
+
+def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str:
+    """The text of the card.
+
+    Args:
+        checkpoint: folder, Hub id or `"default"`.
+        name: what a user types to load it.
+        metrics_file: a `metrics.json` of `boneage evaluate` for these very weights, or None ("not measured yet").
+
+    Raises:
+        InputError: the file is missing or no such JSON, or belongs to other weights.
+    """
+    pipe = load_pipeline(checkpoint)
+    config, revision = pipe.model.config, checkpoint_revision(pipe)
+    results = None if metrics_file is None else _read_metrics(metrics_file, revision=revision)
+    provenance = config.provenance or {}
+    source_size = pipe.image_processor.source_size
+    data = ModelCardData(
+        model_name=f"boneage-hf {name}",
+        license="other",
+        license_name="rsna-research-weights",
+        license_link="LICENSE",
+        library_name="transformers",
+        tags=["bone-age", "radiograph", "medical", "hand", "image-regression", "boneage-hf"],
+        metrics=["mae"],
+        eval_results=None if results is None else [_eval_result(results)],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=f"boneage-hf {name}",
+        name=name,
+        config=config,
+        backbone=_BACKBONES.get(config.backbone, config.backbone),
+        grid=pipe.model.attention.local.weight.shape[0],
+        values=sum(row.values for row in layer_table(pipe.model)),
+        revision=revision,
+        source_note=f"; every image is first reduced to {source_size} x {source_size} px" if source_size else "",
+        sex_note='required: "female" or "male"' if config.uses_sex else "not used",
+        results=results,
+        flip_note="averaged over the image and its mirror image"
+        if results and results["flip_average"]
+        else "single view",
+        results_rows=_rows({_MEASURES[key]: (results["metrics"], key) for key in _MEASURES} if results else {}),
+        sex_rows="\n".join(
+            f"| {sex} | {part['n']:,} | {_number(part['mae_months'])} | {_interval(part['mae_months_ci95'])} |"
+            for sex, part in (results["by_sex"] if results else {}).items()
+        ),
+        provenance={key: provenance.get(key) for key in _PROVENANCE},
+        initial_note=_initial_note(provenance.get("initial_weights") or {}),
+        recipe=json.dumps(provenance.get("recipe"), indent=2),
+    )
+    return str(card)
+
+
+_PROVENANCE = ("train_n", "train_fingerprint", "selection_n", "epoch", "validation_mae_months")
+
+
+def _read_metrics(path: Path, *, revision: str) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError("The metrics file is missing or not JSON; make it with `boneage evaluate`.") from None
+    if not isinstance(results, dict) or "metrics" not in results or "revision" not in results:
+        raise InputError("The metrics file is not one that `boneage evaluate` writes.")
+    if results["revision"] != revision:
+        raise InputError(
+            f"The metrics belong to weights {results['revision']}, the checkpoint has {revision}: evaluate it again."
+        )
+    return results
+
+
+def _eval_result(results: dict[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type="image-regression",
+        task_name="Bone age from a hand radiograph",
+        dataset_type="rsna-bone-age",
+        dataset_name=f"RSNA 2017 Pediatric Bone Age Challenge, {results['protocol']}",
+        dataset_split=results["split"],
+        metric_type="mae",
+        metric_name="MAE (months)",
+        metric_value=round(results["metrics"]["mae_months"], 2),
+    )
+
+
+def _rows(measures: dict[str, tuple[dict[str, Any], str]]) -> str:
+    return "\n".join(
+        f"| {text} | {_number(metrics[key])} | {_interval(metrics[f'{key}_ci95'])} |"
+        for text, (metrics, key) in measures.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def _interval(interval: list[float | None]) -> str:
+    low, high = interval
+    return MISSING if low is None or high is None else f"{_number(low)} to {_number(high)}"
+
+
+def _initial_note(initial: dict[str, Any]) -> str:
+    if not initial:
+        return MISSING
+    parts = [f"`{initial['source']}`"]
+    if initial.get("licence"):
+        parts.append(f"licence {initial['licence']}")
+    if initial.get("sha256"):
+        parts.append(f"sha256 `{initial['sha256'][:12]}`")
+    return ", ".join(parts)

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from boneage_hf.card import render_card
+from boneage_hf.errors import InputError
+from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.metrics import MISSING
+
+TINY = Path(__file__).parent / "checkpoints" / "tiny"
+
+
+def metrics_file(folder: Path, **changes: Any) -> Path:
+    measures = (
+        "mae_months",
+        "rmse_months",
+        "median_absolute_error_months",
+        "bias_months",
+        "r2",
+        "within_6_months",
+        "within_12_months",
+        "within_24_months",
+    )
+    metrics: dict[str, Any] = {"n": 20, **dict.fromkeys(measures, 7.25)}
+    metrics |= {f"{name}_ci95": [7.0, 7.5] for name in measures}
+    content = {
+        "revision": checkpoint_revision(load_pipeline(TINY)),
+        "protocol": "reference-test-1024",
+        "split": "test",
+        "n": 1024,
+        "flip_average": False,
+        "metrics": metrics,
+        "by_sex": {"female": {**metrics, "n": 470}, "male": {**metrics, "n": 554}},
+        "data_fingerprint": "a" * 64,
+        "predictions_sha256": "b" * 64,
+        **changes,
+    }
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_card_shows_the_measured_error_with_its_protocol_and_interval(tmp_path: Path) -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path))
+    assert "| mean absolute error (months) | 7.25 | 7.00 to 7.50 |" in text
+    assert "Protocol `reference-test-1024`: 1,024 images" in text
+    assert "| female | 470 | 7.25 | 7.00 to 7.50 |" in text
+
+
+def test_the_metadata_of_the_card_hold_licence_and_result(tmp_path: Path) -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path))
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["license"] == "other"
+    assert metadata["license_link"] == "LICENSE"
+    result = metadata["model-index"][0]["results"][0]
+    assert result["metrics"][0] == {"type": "mae", "value": 7.25, "name": "MAE (months)"}
+    assert result["dataset"]["split"] == "test"
+
+
+def test_a_card_without_metrics_says_that_nothing_was_measured() -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None)
+    assert "Not measured yet." in text
+    assert "model-index" not in text
+
+
+def test_a_missing_number_is_printed_as_missing(tmp_path: Path) -> None:
+    path = metrics_file(tmp_path)
+    content = json.loads(path.read_text())
+    content["metrics"] |= {"r2": None, "r2_ci95": [None, None]}
+    path.write_text(json.dumps(content))
+    assert f"| R2 | {MISSING} | {MISSING} |" in render_card(str(TINY), name="tiny", metrics_file=path)
+
+
+def test_metrics_of_other_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="evaluate it again"):
+        render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path, revision="0" * 12))
+
+
+def test_a_file_that_holds_no_metrics_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(InputError, match="boneage evaluate"):
+        render_card(str(TINY), name="tiny", metrics_file=tmp_path / "metrics.json")
+
+
+def test_a_card_says_whether_the_model_needs_the_sex() -> None:
+    assert 'required: "female" or "male"' in render_card(str(TINY), name="tiny", metrics_file=None)
