@@ -171,7 +171,7 @@ def upload_folder() -> Iterator[Path]:
 
 @contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Ended from outside (a container stops), the program cleans up as after Ctrl-C: the folder of uploads goes too."""
+    """Ended from outside (a container stops), the program cleans up as after Ctrl-C: uploads go too."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The prediction loop: it says what the pipeline says whatever the batches are; its files carry what a figure needs."""
+"""The prediction loop: it says what the pipeline says, whatever the batches; its files carry what a figure needs."""
 
 import csv
 import hashlib

@@ -513,12 +513,14 @@ def at_home(with_code: Path) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.slow
 def test_elsewhere_the_package_was_not_there(travelled: dict[str, Any]) -> None:
     assert travelled["leaked"] == []
     assert all(module.startswith("transformers_modules.") for module in travelled["modules"])
     assert len(travelled["modules"]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["path", "bytes", "dicom", "auto"])
 def test_elsewhere_the_answer_is_bit_identical(
     travelled: dict[str, Any], at_home: dict[str, dict[str, str]], source: str
@@ -526,6 +528,7 @@ def test_elsewhere_the_answer_is_bit_identical(
     assert travelled[source] == at_home["plain"]
 
 
+@pytest.mark.slow
 def test_elsewhere_the_average_of_both_views_is_bit_identical(
     travelled: dict[str, Any], at_home: dict[str, dict[str, str]]
 ) -> None:
@@ -533,18 +536,21 @@ def test_elsewhere_the_average_of_both_views_is_bit_identical(
     assert travelled["flipped"] != travelled["path"]
 
 
+@pytest.mark.slow
 def test_elsewhere_dicom_is_the_only_thing_that_needs_pydicom(travelled: dict[str, Any]) -> None:
     kind, sentence = travelled["no pydicom"]
     assert kind == "InputError"
     assert "pydicom" in sentence
 
 
+@pytest.mark.slow
 def test_elsewhere_mistakes_are_refused_in_the_same_words(travelled: dict[str, Any]) -> None:
     assert travelled["no sex"][0] == travelled["url"][0] == "InputError"
     assert "needs the child's sex" in travelled["no sex"][1]
     assert "URL" in travelled["url"][1]
 
 
+@pytest.mark.slow
 def test_elsewhere_the_weights_are_float32_and_their_provenance_is_told(travelled: dict[str, Any]) -> None:
     assert travelled["dtypes"] == ["torch.float32"]
     assert travelled["provenance"] == tiny_config().provenance
@@ -565,6 +571,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_using_one_class_of_the_package_makes_all_auto_classes_know_it(tmp_path: Path) -> None:
     report = run_fresh(AT_HOME, str(PACKAGE.parent), str(CHECKPOINT), str(HAND), folder=tmp_path)
     assert report["classes"] == ["BoneAgeConfig", "BoneAgeImageProcessor", "BoneAgeModel", "BoneAgePipeline"]
