@@ -119,7 +119,7 @@ def load_pipeline(
     checkpoint: str | Path = "default",
     *,
     revision: str | None = None,
-    device: int | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> BoneAgePipeline:
     """The bone-age pipeline of a checkpoint. Its own code is used, never code that lies beside the weights.
@@ -167,7 +167,8 @@ def load_pipeline(
             f"The checkpoint's image processor makes images of {processor.size['height']} x {processor.size['width']} "
             f"px, but its model needs {config.image_size} x {config.image_size}: give both the same size."
         )
-    return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=device)
+    chosen = torch.device(device) if isinstance(device, str) else device
+    return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=chosen)
 
 
 @contextmanager

@@ -68,8 +68,8 @@ def prepare_images(
             _write(target, shape, _prepared(undecoded, processor, name=name, progress=progress))
         except OSError as error:
             raise InputError(
-                f"The cache of prepared images cannot be written ({error.strerror}): make room, or let BONEAGE_RUNS name a "
-                "folder on another disk."
+                f"The cache of prepared images cannot be written ({error.strerror}): make room, or let "
+                "BONEAGE_RUNS name a folder on another disk."
             ) from None
     return PreparedImages(np.load(target, mmap_mode="r"), sex, months, ids)
 

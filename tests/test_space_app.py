@@ -20,8 +20,8 @@ import httpx
 import numpy as np
 import pytest
 from drawn import PATIENT_NAME, dicom
-from gradio_client import Client, handle_file  # type: ignore[import-untyped]
-from gradio_client.exceptions import AppError  # type: ignore[import-untyped]
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 import space_app
