@@ -1,3 +1,5 @@
+"""`python -m benchmarks` is `boneage-benchmark`."""
+
 import sys
 
 from .cli import main

@@ -22,7 +22,7 @@ from .image_processing_boneage import BoneAgeImageProcessor
 from .metrics import error_metrics
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline, predict_batch
-from .prepared import _without_decoding, prepare_image
+from .prepared import without_decoding, prepare_image
 from .sex import SEXES
 
 
@@ -79,7 +79,7 @@ def predict_dataset(
         raise InputError("This split holds no image; choose another one.")
     if batch_size < 1:
         raise InputError(f"The batch size must be 1 or more, not {batch_size}.")
-    undecoded = _without_decoding(dataset)
+    undecoded = without_decoding(dataset)
     parts = []
     with tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress) as bar:
         for batch in undecoded.iter(batch_size=batch_size):

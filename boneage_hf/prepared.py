@@ -52,7 +52,7 @@ def prepare_images(
     Raises:
         InputError: an image cannot be read (its row id is named), or the cache cannot be written.
     """
-    undecoded = _without_decoding(dataset)
+    undecoded = without_decoding(dataset)
     months = np.asarray(undecoded["bone_age_months"], dtype=np.float32)
     sex = np.asarray(undecoded["sex"], dtype=np.int64)
     ids = tuple(undecoded["id"])
@@ -89,7 +89,7 @@ def _write(target: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -
         temporary.unlink(missing_ok=True)
 
 
-def _without_decoding(dataset: Any) -> Any:
+def without_decoding(dataset: Any) -> Any:
     from datasets import Image
 
     return dataset.cast_column("image", Image(decode=False))

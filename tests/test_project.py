@@ -76,7 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     "summary": MODEL | {"hub"},
     "evaluation": TRAVELS | {"metrics", "data", "prepared", "hub"},
     "training": TRAVELS
-    | {"metrics", "data", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
+    | {"data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
+    "card": BASE | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}
@@ -299,14 +300,15 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 def commands_in(text: str) -> list[list[str]]:
     """The command lines in the fenced blocks of a Markdown text."""
-    blocks = re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fences if language in ("", "bash", "sh", "shell", "console")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.strip()]
 
 
 def test_command_lines_are_read_as_a_shell_reads_them() -> None:
     shell = "```bash\n$ make test  # all\nboneage predict \\\n  --sex male 'a b.png'\n```\n"
-    text = f"{shell}`make no`\n```python\nmake = 1\n```\n"
+    text = f"```python\nmake = 1\n```\nit's text\n{shell}`make no`\n"
     assert commands_in(text) == [["make", "test"], ["boneage", "predict", "--sex", "male", "a b.png"]]
 
 
