@@ -604,7 +604,10 @@ _CSS = """
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main(port=int(os.environ.get("GRADIO_SERVER_PORT", "7860"))))
+        wanted_port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+        if not wanted_port.isdecimal():
+            raise InputError(f"GRADIO_SERVER_PORT must be a number, not {wanted_port!r}.")
+        raise SystemExit(main(port=int(wanted_port)))
     except InputError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -16,6 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        reason = error.strerror or "reading or writing failed"
+        print(f"error: {reason}: check the folder that is written to and the room on its disk.", file=sys.stderr)
+        return 2
     print(message)
     return 0
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boneage_hf.errors import InputError
+from boneage_hf.files import write_text
 
 from .protocol import get_protocol, is_sha256
 from .registry import read_table
@@ -168,21 +168,6 @@ def rank(results: Sequence[MeasuredResult]) -> list[MeasuredResult]:
         return math.inf if value is None else value
 
     return sorted(results, key=mae)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -33,12 +33,18 @@ class PolarityCheck:
     violations: int
     light_ids: tuple[str, ...]
     sheets: tuple[Path, ...]
+    judged: int
+    judged_light: int
 
     def __str__(self) -> str:
         lines = [
             f"{self.violations} of {self.n} radiographs were decided like their negative",
             f"{len(self.light_ids)} of {self.n} were called light: {', '.join(self.light_ids) or 'none'}",
         ]
+        if self.sheets:
+            lines.append(
+                f"{self.judged_light} of {self.judged} on the sheets were called light; count the wrong frames"
+            )
         return "\n".join([*lines, *(f"wrote {path}" for path in self.sheets)])
 
 
@@ -54,14 +60,17 @@ def check_polarity(dataset: str | Path, *, split: str, sheets: Path | None, judg
     pictures = [(row["id"], np.asarray(row["image"].convert("L"))) for row in tqdm(rows, desc="read", unit="image")]
     decisions = {name: has_light_background(grey) for name, grey in pictures}
     violations = sum(has_light_background(255 - grey) == decisions[name] for name, grey in pictures)
-    written: list[Path] = []
-    if sheets is not None:
-        order = np.random.default_rng(0).permutation(len(pictures))[:judged]
-        processor = BoneAgeImageProcessor(size={"height": _TILE, "width": _TILE}, source_size=299)
-        chosen = [(*pictures[index], decisions[pictures[index][0]]) for index in order]
-        written = _write_sheets(chosen, sheets, processor)
-    light = tuple(name for name, decision in decisions.items() if decision)
-    return PolarityCheck(len(pictures), violations, light, tuple(written))
+    order = np.random.default_rng(0).permutation(len(pictures))[:judged] if sheets is not None else []
+    chosen = [(*pictures[index], decisions[pictures[index][0]]) for index in order]
+    processor = BoneAgeImageProcessor(size={"height": _TILE, "width": _TILE}, source_size=299)
+    return PolarityCheck(
+        n=len(pictures),
+        violations=violations,
+        light_ids=tuple(name for name, decision in decisions.items() if decision),
+        sheets=() if sheets is None else tuple(_write_sheets(chosen, sheets, processor)),
+        judged=len(chosen),
+        judged_light=sum(light for _, _, light in chosen),
+    )
 
 
 def _write_sheets(

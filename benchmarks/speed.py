@@ -16,7 +16,8 @@ from boneage_hf.prepared import PreparedImages
 from boneage_hf.recipes import Recipe
 from boneage_hf.training import TrainingRun, augmentation_generator, build_model, make_batch, make_processor
 
-#: Images in the trial data set; as many as the reference split trains on would not change what a step reads.
+#: Images in the trial data set. Freshly written, they lie in the system's cache of files, as prepared images do after
+#: the first epoch; a first read from a slow disk is not measured.
 _IMAGES = 2048
 
 

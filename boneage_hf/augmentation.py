@@ -44,7 +44,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     # The augmentation table of the reference project: flip, shifts of 15 %, rotation of 5 degrees, shear of 1 %, zoom
     # of 25 %, fill mode "nearest" (the border is replicated, see `apply`).
     "reference": Augmentation(flip=0.5, shift=0.15, rotation_degrees=5.0, shear=0.01, zoom=0.25),
-    # Radiographs of hands come rotated and in every exposure; found by validation error, not from a paper.
+    # Radiographs of hands come rotated and in every exposure. Our own choice, not tuned and not from a paper.
     "strong": Augmentation(
         flip=0.5,
         shift=0.1,

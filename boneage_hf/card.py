@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .errors import InputError
-from .hub import checkpoint_revision, load_pipeline
+from .hub import checkpoint_revision, load_pipeline, trained_on_rsna
 from .metrics import MISSING
 from .summary import layer_table
 
@@ -40,13 +40,11 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
     pipe = load_pipeline(checkpoint)
     config, revision = pipe.model.config, checkpoint_revision(pipe)
     results = None if metrics_file is None else _read_metrics(metrics_file, revision=revision)
-    provenance = config.provenance or {}
+    provenance, rsna = config.provenance or {}, trained_on_rsna(config)
     source_size = pipe.image_processor.source_size
     data = ModelCardData(
         model_name=f"boneage-hf {name}",
-        license="other",
-        license_name="rsna-research-weights",
-        license_link="LICENSE",
+        **({"license": "other", "license_name": "rsna-research-weights", "license_link": "LICENSE"} if rsna else {}),
         library_name="transformers",
         tags=["bone-age", "radiograph", "medical", "hand", "image-regression", "boneage-hf"],
         metrics=["mae"],
@@ -62,23 +60,30 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         grid=pipe.model.attention.local.weight.shape[0],
         values=sum(row.values for row in layer_table(pipe.model)),
         revision=revision,
-        source_note=f"; every image is first reduced to {source_size} x {source_size} px" if source_size else "",
+        source_note=f"{source_size} x {source_size} px with squashed aspect ratio" if source_size else "",
+        rsna=rsna,
+        single_reading=results is not None and results["protocol"].startswith("reference-"),
+        data_note=_DATA_NOTES.get(
+            "rsna" if rsna else (provenance.get("data") or {}).get("kind"), "images of unknown origin"
+        ),
         sex_note='required: "female" or "male"' if config.uses_sex else "not used",
         results=results,
         flip_note="averaged over the image and its mirror image"
         if results and results["flip_average"]
         else "single view",
         results_rows=_rows({_MEASURES[key]: (results["metrics"], key) for key in _MEASURES} if results else {}),
-        sex_rows="\n".join(
-            f"| {sex} | {part['n']:,} | {_number(part['mae_months'])} | {_interval(part['mae_months_ci95'])} |"
-            for sex, part in (results["by_sex"] if results else {}).items()
-        ),
+        group_rows="\n".join(_group_row(part) for part in (results["groups"] if results else [])),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
         recipe=json.dumps(provenance.get("recipe"), indent=2),
     )
     return str(card)
 
+
+_DATA_NOTES = {
+    "rsna": "radiographs of the training set of the RSNA 2017 Pediatric Bone Age Challenge",
+    "phantom": "drawn phantoms",
+}
 
 _PROVENANCE = ("train_n", "train_fingerprint", "selection_n", "epoch", "validation_mae_months")
 
@@ -97,12 +102,20 @@ def _read_metrics(path: Path, *, revision: str) -> dict[str, Any]:
     return results
 
 
+def _group_row(part: dict[str, Any]) -> str:
+    name = f"{part['group']} months" if part["grouping"] == "age_band_months" else part["group"]
+    interval = _interval([part["mae_months_low"], part["mae_months_high"]])
+    return f"| {name} | {part['n']:,} | {_number(part['mae_months'])} | {interval} |"
+
+
 def _eval_result(results: dict[str, Any]) -> EvalResult:
+    drawn = results["protocol"].startswith("phantom-")
+    name = "drawn phantoms" if drawn else f"RSNA 2017 Pediatric Bone Age Challenge ({results['protocol']})"
     return EvalResult(
         task_type="image-regression",
         task_name="Bone age from a hand radiograph",
-        dataset_type="rsna-bone-age",
-        dataset_name=f"RSNA 2017 Pediatric Bone Age Challenge, {results['protocol']}",
+        dataset_type="bone-age",
+        dataset_name=name,
         dataset_split=results["split"],
         metric_type="mae",
         metric_name="MAE (months)",

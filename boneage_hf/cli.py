@@ -22,7 +22,9 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.phantom is not None:
         if options.out is not None:
             raise InputError("With --phantom there is no SOURCE: boneage prepare --phantom 200 OUT.")
-        report = prepare_phantoms(options.phantom, Path(options.source), seed=options.seed, size=size or 512)
+        if size is None or options.skip_bad or options.split != "reference":
+            raise InputError("--phantom takes a --size in px and neither --split nor --skip-bad.")
+        report = prepare_phantoms(options.phantom, Path(options.source), seed=options.seed, size=size)
     else:
         if options.out is None:
             raise InputError("boneage prepare needs SOURCE and OUT.")
@@ -41,7 +43,8 @@ def _prepare(options: argparse.Namespace) -> int:
 def _explore(options: argparse.Namespace) -> int:
     from .explore import explore
 
-    for path in explore(options.dataset, Path(options.out)):
+    dataset = Path(options.dataset)
+    for path in explore(dataset, Path(options.out) if options.out else dataset.with_name(f"{dataset.name}-plots")):
         print(path)
     return 0
 
@@ -72,10 +75,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from .hub import load_pipeline
-    from .report import answer_as_json, answer_as_text
+    from .hub import checkpoint_revision, load_pipeline
+    from .report import DISCLAIMER, answer_as_json, answer_as_text
 
     pipe = load_pipeline(options.checkpoint)
+    if pipe.model.config.uses_sex and options.sex is None:
+        raise InputError("This model needs the child's sex: add --sex female or --sex male.")
+    revision = checkpoint_revision(pipe)
     failed = False
     for position, file in enumerate(options.files, start=1):
         try:
@@ -85,9 +91,12 @@ def _predict(options: argparse.Namespace) -> int:
             print(f"error: file {position}: {error}", file=sys.stderr)
             continue
         if options.json:
-            print(json.dumps({"file": position, **answer_as_json(answer)}))
+            told = {"file": position, **answer_as_json(answer), "revision": revision, "notice": DISCLAIMER}
+            print(json.dumps(told))
         else:
             print(f"file {position}: {answer_as_text(answer)}")
+    if not options.json:
+        print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -111,7 +120,7 @@ def _summary(options: argparse.Namespace) -> int:
 
 def _card(options: argparse.Namespace) -> int:
     from .card import render_card
-    from .evaluation import write_text
+    from .files import write_text
 
     metrics = None if options.metrics is None else Path(options.metrics)
     write_text(Path(options.out), render_card(options.checkpoint, name=options.name, metrics_file=metrics))
@@ -169,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     explore = add("explore", _explore, "plots of a prepared data set and a contact sheet of the augmentation")
     explore.add_argument("dataset")
-    explore.add_argument("out", help="folder for the pictures")
+    explore.add_argument("out", nargs="?", help="folder for the pictures (default: DATASET-plots)")
 
     train = add("train", _train, "train a recipe; resumable")
     add_training_arguments(train)
@@ -225,8 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be written, a full disk; names of files stay out of it
+        reason = error.strerror or "reading or writing failed"
+        print(f"error: {reason}: check the folder that is written to and the room on its disk.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
+        print("stopped; a training goes on with --resume.", file=sys.stderr)
         return 130
 
 

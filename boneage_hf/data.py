@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .data_card import SPLIT_RULES, SPLITS, PreparedRow, manifest_of, render
 from .errors import InputError
+from .files import write_bytes
 from .label_tables import PROBLEMS, is_labelled, read_challenge
 from .radiograph import Radiograph, read
 from .sex import SEX_INDEX, SEXES, Sex
@@ -263,12 +264,12 @@ def _prepare_table(
 
         out.mkdir(parents=True, exist_ok=True)
         plan_text = json.dumps({"key": key, "settings": dict(settings), "image_problems": found})
-        _write_atomically(out / _PLAN, plan_text.encode())
+        write_bytes(out / _PLAN, plan_text.encode())
         (out / "data").mkdir(exist_ok=True)
         files = _write_shards(table, rows, spool, out, settings, progress=progress)
     manifest = manifest_of(table, problems, rows, left_out, files, settings, key)
-    _write_atomically(out / "README.md", render(manifest, features=FEATURES).encode())
-    _write_atomically(out / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_bytes(out / "README.md", render(manifest, features=FEATURES).encode())
+    write_bytes(out / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     (out / _PLAN).unlink()
     return _report(out, manifest, already_prepared=False)
 
@@ -428,12 +429,6 @@ def _check_images(table: pd.DataFrame, spool: Spool, settings: Mapping[str, Any]
 def _store(content: bytes, radiograph: Radiograph, settings: Mapping[str, Any]) -> StoredImage:
     # The text in a phantom's file is the mark that tells it from a radiograph.
     return store(content, radiograph, size=settings["size"], keep_text=settings["kind"] == "phantom")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _write_shards(

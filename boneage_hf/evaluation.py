@@ -18,12 +18,14 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
+from .files import write_text
 from .image_processing_boneage import BoneAgeImageProcessor
-from .metrics import error_metrics
+from .metrics import by_group, error_metrics
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline, predict_batch
-from .prepared import without_decoding, prepare_image
+from .prepared import prepare_image, without_decoding
 from .sex import SEXES
+from .splits import REFERENCE_SEED
 
 
 @torch.inference_mode()
@@ -116,7 +118,8 @@ def summarise(
     table: pd.DataFrame, *, checkpoint: str, revision: str, protocol: str, split: str, flip_average: bool
 ) -> dict[str, Any]:
     """Error measures of a prediction table with all that a reported figure has to carry."""
-    metrics = error_metrics(table["predicted_months"].to_numpy(), table["reference_months"].to_numpy())
+    predicted, reference = table["predicted_months"].to_numpy(), table["reference_months"].to_numpy()
+    groups = by_group(predicted, reference, sex=table["sex"].tolist())
     return {
         "checkpoint": checkpoint,
         "revision": revision,
@@ -124,11 +127,8 @@ def summarise(
         "split": split,
         "n": len(table),
         "flip_average": flip_average,
-        "metrics": metrics,
-        "by_sex": {
-            str(sex): error_metrics(part["predicted_months"].to_numpy(), part["reference_months"].to_numpy())
-            for sex, part in table.groupby("sex")
-        },
+        "metrics": error_metrics(predicted, reference),
+        "groups": groups.astype(object).where(groups.notna(), None).to_dict(orient="records"),
         "data_fingerprint": fingerprint(table["id"].tolist(), table["reference_months"].tolist()),
         "predictions_sha256": hashlib.sha256(predictions_csv(table).encode()).hexdigest(),
         "package_version": __version__,
@@ -162,18 +162,21 @@ def evaluate_checkpoint(
     """
     from .hub import checkpoint_revision, load_pipeline
 
-    rows = load_split(dataset, split)
+    rows, manifest = load_split(dataset, split), read_manifest(dataset)
     pipe = load_pipeline(checkpoint)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The results cannot be written ({error.strerror}); give another --out.") from None
     table = predict_dataset(pipe, rows, batch_size=batch_size, flip_average=flip_average, progress=progress)
     summary = summarise(
         table,
-        checkpoint=Path(checkpoint).name,
+        checkpoint=Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint,
         revision=checkpoint_revision(pipe),
-        protocol=protocol_name(read_manifest(dataset), split, len(table)),
+        protocol=protocol_name(manifest, split, len(table)),
         split=split,
         flip_average=flip_average,
     )
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "predictions.csv", predictions_csv(table))
     write_text(out / "table.csv", table.to_csv(index=False))
     write_text(out / "metrics.json", json.dumps(summary, indent=2) + "\n")
@@ -185,20 +188,13 @@ def protocol_name(manifest: Mapping[str, Any], split: str, n: int) -> str:
 
     Args:
         manifest: as [`boneage_hf.data.read_manifest`] returns it. The challenge's own parts are `official-...`, drawn
-            hands `phantom-...`.
+            hands `phantom-...`; a reference split with another seed ends in it.
     """
-    rule = manifest["settings"]["split"] if manifest["kind"] == "rsna" else manifest["kind"]
-    return f"{rule}-{split}-{n}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if manifest["kind"] != "rsna":
+        return f"{manifest['kind']}-{split}-{n}"
+    rule, seed = manifest["settings"]["split"], manifest["settings"]["seed"]
+    other_seed = f"-seed{seed}" if rule == "reference" and seed != REFERENCE_SEED else ""
+    return f"{rule}-{split}-{n}{other_seed}"
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Checkpoint folders: writing them (with the code that travels to the Hub, or without) and loading them."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,31 @@ from transformers.utils import logging
 
 from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
-from .image_processing_boneage import BoneAgeImageProcessor
+from .image_processing_boneage import BoneAgeImageProcessor, BoneAgeImageProcessorKwargs
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline
 from .registration import TASK
 
 #: The checkpoint that ships with the package; `"default"` names it wherever a checkpoint is asked for.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "default"
+
+#: Terms of weights that were trained on RSNA images.
+WEIGHTS_LICENCE = DEFAULT_CHECKPOINT / "LICENSE"
+
+#: Label fingerprint of the training part of this project's reference split of the RSNA training set (9,458 rows).
+RSNA_REFERENCE_TRAIN = "bfe85996c66c9d7137ae82cdc600de31ae85ad65db799c8df6542af45b3c384b"
+
+
+def trained_on_rsna(config: BoneAgeConfig) -> bool:
+    """Whether a checkpoint's provenance says that it was trained on RSNA images, or on weights that were."""
+    provenance = config.provenance or {}
+    data = provenance.get("data")
+    own = (isinstance(data, dict) and data.get("kind") == "rsna") or (
+        provenance.get("train_fingerprint") == RSNA_REFERENCE_TRAIN
+    )
+    initial = provenance.get("initial_weights")
+    earlier = initial.get("provenance") if isinstance(initial, dict) else None
+    return own or (bool(earlier) and trained_on_rsna(BoneAgeConfig(provenance=earlier)))
 
 
 def storage_tensors(model: torch.nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
@@ -54,6 +73,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint folder, whole or not at all; an older one in its place is replaced.
 
+    Weights trained on RSNA images get their LICENSE beside them.
+
     Args:
         dtype: storage type of the weights. The config says float32 whatever it is, so that loading gives float32.
         with_code: also write the Python files that travel, so that the folder works with `trust_remote_code=True` if
@@ -63,7 +84,8 @@ def save_checkpoint(
         InputError: the folder holds something else than a checkpoint, or the weights cannot be stored as `dtype`.
         OSError: writing failed; the older checkpoint is still there.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    others = {path.name for path in folder.iterdir()} - {"LICENSE"} if folder.is_dir() else set()
+    if folder.is_file() or (others and "config.json" not in others):
         raise InputError(
             "The output holds something else than a checkpoint, which would be lost: name another folder."
         )
@@ -72,13 +94,16 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with _travelling_code(model, processor, with_code), _no_progress_bar():
+        with _no_progress_bar():
             if with_code:
                 pipe = BoneAgePipeline(model=model, image_processor=processor, task=TASK)
                 pipe.save_pretrained(temporary, state_dict=tensors)
             else:
-                model.save_pretrained(temporary, state_dict=tensors)
-                processor.save_pretrained(temporary)
+                with _without_code(model, processor):
+                    model.save_pretrained(temporary, state_dict=tensors)
+                    processor.save_pretrained(temporary)
+        if trained_on_rsna(model.config):
+            shutil.copyfile(WEIGHTS_LICENCE, temporary / "LICENSE")
         # safetensors lets nobody but the writer read its file; a checkpoint is read as its config is.
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         older = folder.with_name(folder.name + ".old")
@@ -92,27 +117,25 @@ def save_checkpoint(
 
 
 @contextmanager
-def _travelling_code(model: BoneAgeModel, processor: BoneAgeImageProcessor, with_code: bool) -> Iterator[None]:
-    """Make transformers write code and `auto_map`, or neither, and leave no trace of it for the next save."""
-    auto_classes: dict[Any, str] = {
-        BoneAgeConfig: "AutoConfig",
-        BoneAgeModel: "AutoModel",
-        BoneAgeImageProcessor: "AutoImageProcessor",
-    }
-
-    def mark(wanted: bool) -> None:
-        for cls, auto_class in auto_classes.items():
-            cls._auto_class = auto_class if wanted else None
-        # What an earlier save or the file that they were loaded from has left.
-        for attributes in (vars(model.config), vars(processor)):
-            for name in ("auto_map", "custom_pipelines"):
-                attributes.pop(name, None)
-
-    mark(with_code)
+def _without_code(model: BoneAgeModel, processor: BoneAgeImageProcessor) -> Iterator[None]:
+    """Within the block transformers writes neither code nor `auto_map`, whatever an earlier save has left behind."""
+    classes: list[Any] = [BoneAgeConfig, BoneAgeModel, BoneAgeImageProcessor]
+    marks = [cls._auto_class for cls in classes]
+    left = [
+        (attributes, name, attributes.pop(name))
+        for attributes in (vars(model.config), vars(processor))
+        for name in ("auto_map", "custom_pipelines")
+        if name in attributes
+    ]
+    for cls in classes:
+        cls._auto_class = None
     try:
         yield
     finally:
-        mark(False)
+        for cls, mark in zip(classes, marks, strict=True):
+            cls._auto_class = mark
+        for attributes, name, value in left:
+            attributes[name] = value
 
 
 def load_pipeline(
@@ -205,9 +228,29 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
     return str(checkpoint)
 
 
+#: Fields of the config that decide how a model trains or where it comes from, not what it predicts.
+_OF_TRAINING = frozenset(
+    {
+        "freeze_backbone",
+        "feature_dropout",
+        "head_dropout",
+        "batch_norm_momentum",
+        "loss",
+        "smooth_l1_beta",
+        "provenance",
+    }
+)
+
+
 def checkpoint_revision(pipe: BoneAgePipeline) -> str:
-    """The first 12 hex digits of the sha256 over the model's weights: names them wherever they came from."""
-    digest = hashlib.sha256()
+    """Names all that decides a prediction: 12 hex digits of the sha256 over weights, settings and image processor.
+
+    The same wherever the checkpoint lies and however it was loaded (in float32); provenance plays no part.
+    """
+    config = pipe.model.config
+    settings = {name: getattr(config, name) for name in BoneAgeConfig.__annotations__ if name not in _OF_TRAINING}
+    processor = {name: getattr(pipe.image_processor, name) for name in BoneAgeImageProcessorKwargs.__annotations__}
+    digest = hashlib.sha256(json.dumps([settings, processor], sort_keys=True).encode())
     for name, value in sorted(pipe.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().float().numpy().tobytes())

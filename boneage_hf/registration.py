@@ -15,6 +15,10 @@ def _register() -> None:
     AutoConfig.register(BoneAgeConfig.model_type, BoneAgeConfig, exist_ok=True)
     AutoModel.register(BoneAgeConfig, BoneAgeModel, exist_ok=True)
     AutoImageProcessor.register(BoneAgeConfig, BoneAgeImageProcessor, exist_ok=True)
+    # So that save_pretrained and push_to_hub of a pipeline write the code that the checkpoint needs elsewhere.
+    BoneAgeConfig.register_for_auto_class("AutoConfig")
+    BoneAgeModel.register_for_auto_class("AutoModel")
+    BoneAgeImageProcessor.register_for_auto_class("AutoImageProcessor")
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=BoneAgePipeline, pt_model=AutoModel, type="image")
 

@@ -1,7 +1,9 @@
 """Recipe and prepared data -> run folder -> checkpoint, with accelerate on any number of processes.
 
 `boneage train DATASET OUT --recipe NAME --initial-weights SOURCE`, or the same through
-`accelerate launch -m boneage_hf.training DATASET OUT ...`.
+`accelerate launch -m boneage_hf.training DATASET OUT ...`. Several processes on CPUs are started by
+`torchrun --nproc-per-node N -m boneage_hf.training DATASET OUT ...`: accelerate's own launcher needs MPI for that and
+starts one process without it, whatever its --num_processes says.
 
 The order of the images and the parameters of every augmentation are functions of (seed, epoch, step) of the *global*
 batch; each process takes its share. So one process and N with the same global batch compute the same gradient
@@ -21,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +37,16 @@ from tqdm.auto import tqdm
 
 from . import __version__, augmentation
 from .configuration_boneage import BoneAgeConfig
-from .data import fingerprint, load_split
+from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
-from .evaluation import git_commit, package_versions, predict_prepared, write_text
+from .evaluation import git_commit, package_versions, predict_prepared
+from .files import write_text
 from .hub import save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
 from .initial_weights import (
+    IMAGE_NORMALISATION,
     IMAGENET_IMAGE_MEAN,
     IMAGENET_IMAGE_STD,
-    LITE_IMAGE_MEAN,
-    LITE_IMAGE_STD,
     load_initial_weights,
 )
 from .modeling_boneage import BoneAgeModel
@@ -521,12 +524,12 @@ def draw_learning_curve(rows: Sequence[dict[str, float]], target: Path) -> None:
 
 def make_processor(recipe: Recipe) -> BoneAgeImageProcessor:
     """The image processor of a recipe, with the statistics that belong to its backbone's public weights."""
-    lite = recipe.backbone.startswith("efficientnet_lite")
+    mean, std = IMAGE_NORMALISATION.get(recipe.backbone, (IMAGENET_IMAGE_MEAN, IMAGENET_IMAGE_STD))
     return BoneAgeImageProcessor(
         size={"height": recipe.image_size, "width": recipe.image_size},
         source_size=recipe.source_size,
-        image_mean=LITE_IMAGE_MEAN if lite else IMAGENET_IMAGE_MEAN,
-        image_std=LITE_IMAGE_STD if lite else IMAGENET_IMAGE_STD,
+        image_mean=mean,
+        image_std=std,
     )
 
 
@@ -621,6 +624,10 @@ def train(
             that is not finite, a full disk.
     """
     saved = _read_run(folder, resume=resume)
+    if find_spec("tensorboard") is None:
+        raise InputError('Training writes TensorBoard files: pip install "boneage-hf[train]".')
+    if saved is not None and initial_weights is not None:
+        raise InputError("A resumed run has its weights already; leave out --initial-weights.")
     if saved is not None:
         recipe, mixed_precision = _saved_settings(saved, recipe, mixed_precision)
     elif recipe is None or initial_weights is None:
@@ -635,6 +642,7 @@ def train(
         cpu=not torch.accelerator.is_available(),
     )
     quiet = not (progress_bar and accelerator.is_main_process)
+    manifest = read_manifest(dataset)
     processor = make_processor(recipe)
     with accelerator.main_process_first():  # the others find the cache filled
         cache = runs_folder() / "prepared-images"
@@ -650,6 +658,7 @@ def train(
         model.config.provenance = {
             "recipe": recipe.to_dict(),
             "initial_weights": initial,
+            "data": {"kind": manifest["kind"], **manifest["settings"]},
             "train_n": len(train_images),
             "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
             "selection_n": len(validation_images),
@@ -721,6 +730,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume.", file=sys.stderr)
+        return 130
 
 
 def run_from_arguments(options: argparse.Namespace) -> int:

@@ -37,7 +37,8 @@ def tiny_config() -> BoneAgeConfig:
         loss="smooth_l1",
         provenance={
             "initial_weights": {"source": "random"},
-            "data": "none: random numbers, for tests; what it predicts means nothing",
+            "data": {"kind": "none"},
+            "note": "random numbers, for tests; what it predicts means nothing",
             "made_by": "tests/make_tiny_checkpoint.py",
             "licence": "Apache-2.0",
         },

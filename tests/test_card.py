@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,17 @@ def metrics_file(folder: Path, **changes: Any) -> Path:
         "n": 1024,
         "flip_average": False,
         "metrics": metrics,
-        "by_sex": {"female": {**metrics, "n": 470}, "male": {**metrics, "n": 554}},
+        "groups": [
+            {
+                "grouping": grouping,
+                "group": group,
+                "n": n,
+                "mae_months": 7.25,
+                "mae_months_low": low,
+                "mae_months_high": 7.5,
+            }
+            for grouping, group, n, low in (("sex", "female", 470, 7.0), ("age_band_months", "0-24", 8, None))
+        ],
         "data_fingerprint": "a" * 64,
         "predictions_sha256": "b" * 64,
         **changes,
@@ -48,13 +59,34 @@ def test_the_card_shows_the_measured_error_with_its_protocol_and_interval(tmp_pa
     assert "| mean absolute error (months) | 7.25 | 7.00 to 7.50 |" in text
     assert "Protocol `reference-test-1024`: 1,024 images" in text
     assert "| female | 470 | 7.25 | 7.00 to 7.50 |" in text
+    assert f"| 0-24 months | 8 | 7.25 | {MISSING} |" in text
 
 
-def test_the_metadata_of_the_card_hold_licence_and_result(tmp_path: Path) -> None:
-    text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path))
-    metadata = yaml.safe_load(text.split("---")[1])
-    assert metadata["license"] == "other"
-    assert metadata["license_link"] == "LICENSE"
+def metadata_of(card: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(card.split("---")[1])
+    return loaded
+
+
+def test_weights_trained_on_rsna_images_have_their_own_licence(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(TINY, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["provenance"]["data"] = {"kind": "rsna"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    text = render_card(str(checkpoint), name="tiny", metrics_file=None)
+    assert metadata_of(text)["license"] == "other"
+    assert metadata_of(text)["license_link"] == "LICENSE"
+    assert "non-commercial use" in text
+
+
+def test_weights_trained_on_anything_else_have_no_licence_of_rsna() -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None)
+    assert "license" not in metadata_of(text)
+    assert "RSNA" not in text
+
+
+def test_the_metadata_of_the_card_hold_the_result(tmp_path: Path) -> None:
+    metadata = metadata_of(render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path)))
     result = metadata["model-index"][0]["results"][0]
     assert result["metrics"][0] == {"type": "mae", "value": 7.25, "name": "MAE (months)"}
     assert result["dataset"]["split"] == "test"

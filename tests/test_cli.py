@@ -129,7 +129,7 @@ def test_predict_without_the_sex_that_the_model_needs_is_refused(
     hand: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", TINY, str(hand)]) == 2
-    assert 'sex="female" or sex="male"' in capsys.readouterr().err
+    assert "add --sex female or --sex male" in capsys.readouterr().err
 
 
 def test_explain_writes_an_overlay_and_prints_the_raw_range(

@@ -34,6 +34,7 @@ from boneage_hf.metrics import error_metrics
 from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.prepared import prepare_images
+from boneage_hf.splits import REFERENCE_SEED
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 
@@ -219,7 +220,7 @@ def test_metrics_json_is_what_the_evaluation_returned(evaluated: tuple[Path, dic
 
 def test_metrics_json_carries_all_that_a_figure_needs(evaluated: tuple[Path, dict[str, Any]]) -> None:
     assert list(evaluated[1]) == [
-        *("checkpoint", "revision", "protocol", "split", "n", "flip_average", "metrics", "by_sex"),
+        *("checkpoint", "revision", "protocol", "split", "n", "flip_average", "metrics", "groups"),
         *("data_fingerprint", "predictions_sha256", "package_version", "commit", "versions", "date"),
     ]
 
@@ -230,7 +231,9 @@ def test_metrics_json_measures_the_table(evaluated: tuple[Path, dict[str, Any]])
     assert summary["metrics"] == error_metrics(table["predicted_months"], table["reference_months"])
     for sex in ("female", "male"):
         part = table[table["sex"] == sex]
-        assert summary["by_sex"][sex] == error_metrics(part["predicted_months"], part["reference_months"])
+        (row,) = [row for row in summary["groups"] if row["group"] == sex]
+        measured = error_metrics(part["predicted_months"], part["reference_months"])
+        assert (row["n"], row["mae_months"]) == (len(part), pytest.approx(measured["mae_months"]))
     assert summary["n"] == len(table)
 
 
@@ -264,24 +267,30 @@ def test_a_second_evaluation_writes_the_same_bytes(
         assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
 
 
-def test_the_command_evaluates_the_calibration_half_with_its_options(phantoms: Path, tmp_path: Path) -> None:
+def test_the_command_evaluates_the_calibration_half_with_its_options(
+    phantoms: Path, tmp_path: Path, pipe: BoneAgePipeline
+) -> None:
     options = ["--split", "calibration", "--out", str(tmp_path), "--batch-size", "2", "--flip-average"]
     assert main(["evaluate", TINY, str(phantoms), *options]) == 0
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert summary["flip_average"] is True
-    assert list(pd.read_csv(tmp_path / "table.csv")["id"]) == list(load_split(phantoms, "calibration")["id"])
+    table = pd.read_csv(tmp_path / "table.csv")
+    wanted = predict_dataset(pipe, load_split(phantoms, "calibration"), flip_average=True, progress=False)
+    assert list(table["id"]) == list(wanted["id"])
+    assert table["predicted_months"].to_numpy() == pytest.approx(wanted["predicted_months"].to_numpy(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("kind", "rule", "name"),
+    ("kind", "rule", "seed", "name"),
     [
-        ("rsna", "reference", "reference-test-1024"),
-        ("rsna", "official", "official-test-1024"),
-        ("phantom", "reference", "phantom-test-1024"),
+        ("rsna", "reference", REFERENCE_SEED, "reference-test-1024"),
+        ("rsna", "reference", 5, "reference-test-1024-seed5"),
+        ("rsna", "official", REFERENCE_SEED, "official-test-1024"),
+        ("phantom", "reference", REFERENCE_SEED, "phantom-test-1024"),
     ],
 )
-def test_a_protocol_is_named_after_the_data_and_the_split_rule(kind: str, rule: str, name: str) -> None:
-    assert protocol_name({"kind": kind, "settings": {"split": rule}}, "test", 1024) == name
+def test_a_protocol_is_named_after_the_data_and_the_split_rule(kind: str, rule: str, seed: int, name: str) -> None:
+    assert protocol_name({"kind": kind, "settings": {"split": rule, "seed": seed}}, "test", 1024) == name
 
 
 def test_drawn_hands_are_not_reported_as_radiographs(evaluated: tuple[Path, dict[str, Any]]) -> None:

@@ -33,7 +33,14 @@ from boneage_hf import (
     load_pipeline,
     radiograph,
 )
-from boneage_hf.hub import checkpoint_revision, resolve_checkpoint, save_checkpoint, storage_tensors
+from boneage_hf.hub import (
+    WEIGHTS_LICENCE,
+    checkpoint_revision,
+    resolve_checkpoint,
+    save_checkpoint,
+    storage_tensors,
+    trained_on_rsna,
+)
 from boneage_hf.registration import TASK
 
 PACKAGE = Path(boneage_hf.__file__).parent
@@ -139,8 +146,37 @@ def test_saving_with_code_leaves_no_trace_in_the_next_checkpoint(tmp_path: Path)
     save_checkpoint(model, processor, tmp_path / "second")
     for name in PLAIN_FILES:
         assert (tmp_path / "second" / name).read_bytes() == (CHECKPOINT / name).read_bytes()
-    model.save_pretrained(tmp_path / "third")
-    assert "auto_map" not in json.loads((tmp_path / "third" / "config.json").read_text())
+
+
+def test_the_ordinary_save_of_a_pipeline_writes_code_and_names_every_class(with_code: Path, tmp_path: Path) -> None:
+    load_pipeline(CHECKPOINT).save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {path.name for path in with_code.iterdir()}
+    own, other = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "saved", with_code))
+    assert own["auto_map"] == other["auto_map"]
+    assert own["custom_pipelines"] == other["custom_pipelines"]
+
+
+def test_a_save_without_code_does_not_change_the_ordinary_save(tmp_path: Path) -> None:
+    model, processor = tiny_model(), tiny_processor()
+    save_checkpoint(model, processor, tmp_path / "first")
+    model.save_pretrained(tmp_path / "second")
+    assert "auto_map" in json.loads((tmp_path / "second" / "config.json").read_text())
+
+
+def test_weights_trained_on_rsna_images_get_their_licence(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config.provenance = {"data": {"kind": "rsna"}}
+    for _ in range(2):  # a second save keeps it
+        save_checkpoint(model, tiny_processor(), tmp_path / "checkpoint")
+        assert (tmp_path / "checkpoint" / "LICENSE").read_bytes() == WEIGHTS_LICENCE.read_bytes()
+
+
+def test_weights_fine_tuned_from_rsna_weights_count_as_trained_on_them() -> None:
+    config = tiny_model().config
+    config.provenance = {"data": {"kind": "own"}, "initial_weights": {"provenance": {"data": {"kind": "rsna"}}}}
+    assert trained_on_rsna(config)
+    config.provenance = {"data": {"kind": "own"}, "initial_weights": {"source": "random"}}
+    assert not trained_on_rsna(config)
 
 
 def test_a_model_that_came_with_code_can_be_saved_without(with_code: Path, tmp_path: Path) -> None:
@@ -391,6 +427,24 @@ def test_equal_weights_have_equal_revisions_wherever_they_lie(with_code: Path) -
     assert checkpoint_revision(load_pipeline(with_code)) == revision
 
 
+@pytest.mark.parametrize("change", ["age mean", "processor"])
+def test_a_setting_that_moves_predictions_changes_the_revision(change: str) -> None:
+    pipe = load_pipeline(CHECKPOINT, device=CPU)
+    before = checkpoint_revision(pipe)
+    if change == "age mean":
+        pipe.model.config.age_mean_months += 1.0
+    else:
+        pipe.image_processor.stretch_percentiles = None
+    assert checkpoint_revision(pipe) != before
+
+
+def test_provenance_does_not_change_the_revision() -> None:
+    pipe = load_pipeline(CHECKPOINT, device=CPU)
+    before = checkpoint_revision(pipe)
+    pipe.model.config.provenance = {"note": "another"}
+    assert checkpoint_revision(pipe) == before
+
+
 def test_one_changed_value_changes_the_revision() -> None:
     pipe = load_pipeline(CHECKPOINT)
     before = checkpoint_revision(pipe)
@@ -518,6 +572,18 @@ def test_elsewhere_the_package_was_not_there(travelled: dict[str, Any]) -> None:
     assert travelled["leaked"] == []
     assert all(module.startswith("transformers_modules.") for module in travelled["modules"])
     assert len(travelled["modules"]) == 4
+
+
+@pytest.mark.slow
+def test_what_the_ordinary_save_wrote_answers_the_same_elsewhere(
+    tmp_path: Path, at_home: dict[str, dict[str, str]]
+) -> None:
+    load_pipeline(CHECKPOINT, device=CPU).save_pretrained(tmp_path / "saved")
+    shutil.copy(HAND, tmp_path / "hand.png")
+    write_dicom(tmp_path / "hand", np.asarray(radiograph.read(HAND).image))
+    found = run_fresh(TRAVELLER, str(tmp_path / "saved"), "hand.png", "hand", folder=tmp_path)
+    assert found["leaked"] == []
+    assert found["path"] == at_home["plain"]
 
 
 @pytest.mark.slow

@@ -28,7 +28,18 @@ PACKAGE = ROOT / "boneage_hf"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
-COMMANDS = ("prepare", "explore", "train", "evaluate", "predict", "explain", "summary", "convert-lite0", "demo")
+COMMANDS = (
+    "prepare",
+    "explore",
+    "train",
+    "evaluate",
+    "predict",
+    "explain",
+    "summary",
+    "card",
+    "convert-lite0",
+    "demo",
+)
 
 # --- who may import whom --------------------------------------------------------------------------------------------
 
@@ -53,6 +64,7 @@ LEAF = BASE | {"radiograph"}
 ALLOWED: dict[str, set[str]] = {
     **TRAVELLING,
     # leaves
+    "files": set(),
     "phantom": LEAF,
     "augmentation": LEAF,
     "metrics": LEAF,
@@ -65,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "splits": BASE,
     "label_tables": BASE | {"splits"},
     "data_card": BASE | {"label_tables", "splits"},
-    "data": LEAF | {"phantom", "stored_image", "splits", "label_tables", "data_card"},
+    "data": LEAF | {"files", "phantom", "stored_image", "splits", "label_tables", "data_card"},
     "explore": LEAF | {"splits", "data", "stored_image", "augmentation", "image_processing_boneage"},
     # put together
     "registration": TRAVELS,
@@ -74,9 +86,9 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": BASE,
     "hub": TRAVELS | {"registration"},
     "summary": MODEL | {"hub"},
-    "evaluation": TRAVELS | {"metrics", "data", "prepared", "hub"},
+    "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub"},
     "training": TRAVELS
-    | {"data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
+    | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
     "card": BASE | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
@@ -219,6 +231,7 @@ def test_no_tracked_table_has_the_columns_of_the_label_table() -> None:
         if path.suffix.lower() in {".csv", ".tsv"}:
             columns = {column.strip().lower() for column in re.split(r"[,;\t]", text.splitlines()[0])}
             assert not {"boneage", "male"} <= columns, f"{path} looks like the label table of the challenge"
+            assert "reference_months" not in columns, f"{path} holds labels beside its predictions"
 
 
 def calls_of(path: Path) -> set[str]:
