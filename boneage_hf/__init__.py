@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BoneAgeConfig": "configuration_boneage",
     "BoneAgeImageProcessor": "image_processing_boneage",
+    "BoneAgeMetric": "evaluate_metric",
     "BoneAgeModel": "modeling_boneage",
     "BoneAgeOutput": "modeling_boneage",
     "BoneAgePipeline": "pipeline_boneage",
@@ -26,6 +27,7 @@ _NEED_REGISTRATION = {"BoneAgeConfig", "BoneAgeImageProcessor", "BoneAgeModel", 
 __all__ = [
     "BoneAgeConfig",
     "BoneAgeImageProcessor",
+    "BoneAgeMetric",
     "BoneAgeModel",
     "BoneAgeOutput",
     "BoneAgePipeline",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .configuration_boneage import BoneAgeConfig
     from .data import load_split
     from .errors import InputError
+    from .evaluate_metric import BoneAgeMetric
     from .hub import load_pipeline
     from .image_processing_boneage import BoneAgeImageProcessor
     from .modeling_boneage import BoneAgeModel, BoneAgeOutput

@@ -20,13 +20,13 @@ Returns:
 Raises:
     boneage_hf.errors.InputError: for empty or non-finite values, or for predictions in years.
 Examples:
-    >>> BoneAgeError().compute(predictions=[120.0, 131.0], references=[126.0, 129.0])["mae_months"]
+    >>> BoneAgeMetric().compute(predictions=[120.0, 131.0], references=[126.0, 129.0])["mae_months"]
     4.0
 """
 
 
 @add_start_docstrings("Errors of predicted bone ages in months.\n", DEFINITIONS, _INPUTS)
-class BoneAgeError(evaluate.Metric):
+class BoneAgeMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=DEFINITIONS,

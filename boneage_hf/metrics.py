@@ -2,7 +2,7 @@
 
 The literature calls two different things "MAD": the mean absolute difference, which is the MAE, and a deviation about
 a centre, which leaves the bias out and is therefore never above the MAE about the best centre. No measure here is
-called MAD; the names say what is computed. `BoneAgeError` in `evaluate_metric.py` wraps this module for the
+called MAD; the names say what is computed. `BoneAgeMetric` in `evaluate_metric.py` wraps this module for the
 `evaluate` library, whose import takes seconds and is not needed here.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-#: Formulas of all measures, shown by `help(BoneAgeError)`.
+#: Formulas of all measures, shown by `help(BoneAgeMetric)`.
 DEFINITIONS = """
 With the error of image i, e_i = predicted_i - reference_i, in months (positive: read as too old), over n images:
 

@@ -266,9 +266,9 @@ def test_importing_the_metrics_does_not_import_evaluate_or_torch() -> None:
 @pytest.fixture(scope="module")
 def bone_age_error(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("evaluate")
-    from boneage_hf.evaluate_metric import BoneAgeError
+    from boneage_hf.evaluate_metric import BoneAgeMetric
 
-    return BoneAgeError(cache_dir=str(tmp_path_factory.mktemp("evaluate")))
+    return BoneAgeMetric(cache_dir=str(tmp_path_factory.mktemp("evaluate")))
 
 
 def test_the_evaluate_metric_returns_the_same_numbers(bone_age_error: Any) -> None:
