@@ -60,7 +60,7 @@ def check_polarity(dataset: str | Path, *, split: str, sheets: Path | None, judg
     pictures = [(row["id"], np.asarray(row["image"].convert("L"))) for row in tqdm(rows, desc="read", unit="image")]
     decisions = {name: has_light_background(grey) for name, grey in pictures}
     violations = sum(has_light_background(255 - grey) == decisions[name] for name, grey in pictures)
-    order = np.random.default_rng(0).permutation(len(pictures))[:judged] if sheets is not None else []
+    order = np.random.default_rng(0).permutation(len(pictures))[: judged if sheets is not None else 0]
     chosen = [(*pictures[index], decisions[pictures[index][0]]) for index in order]
     processor = BoneAgeImageProcessor(size={"height": _TILE, "width": _TILE}, source_size=299)
     return PolarityCheck(

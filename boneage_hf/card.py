@@ -44,7 +44,9 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
     source_size = pipe.image_processor.source_size
     data = ModelCardData(
         model_name=f"boneage-hf {name}",
-        **({"license": "other", "license_name": "rsna-research-weights", "license_link": "LICENSE"} if rsna else {}),
+        license="other" if rsna else None,
+        license_name="rsna-research-weights" if rsna else None,
+        license_link="LICENSE" if rsna else None,
         library_name="transformers",
         tags=["bone-age", "radiograph", "medical", "hand", "image-regression", "boneage-hf"],
         metrics=["mae"],
@@ -63,9 +65,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         source_note=f"{source_size} x {source_size} px with squashed aspect ratio" if source_size else "",
         rsna=rsna,
         single_reading=results is not None and results["protocol"].startswith("reference-"),
-        data_note=_DATA_NOTES.get(
-            "rsna" if rsna else (provenance.get("data") or {}).get("kind"), "images of unknown origin"
-        ),
+        data_note=_DATA_NOTES.get("rsna" if rsna else _data_kind(provenance), _UNKNOWN_DATA),
         sex_note='required: "female" or "male"' if config.uses_sex else "not used",
         results=results,
         flip_note="averaged over the image and its mirror image"
@@ -80,12 +80,17 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
     return str(card)
 
 
+_UNKNOWN_DATA = "images of unknown origin"
 _DATA_NOTES = {
     "rsna": "radiographs of the training set of the RSNA 2017 Pediatric Bone Age Challenge",
     "phantom": "drawn phantoms",
 }
 
 _PROVENANCE = ("train_n", "train_fingerprint", "selection_n", "epoch", "validation_mae_months")
+
+
+def _data_kind(provenance: dict[str, Any]) -> str:
+    return str((provenance.get("data") or {}).get("kind"))
 
 
 def _read_metrics(path: Path, *, revision: str) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def explore(dataset_folder: str | os.PathLike[str], out_folder: str | os.PathLik
 def augmentation_sheet(dataset_folder: str | os.PathLike[str], *, seed: int = 0) -> Figure:
     """Contact sheet: the first 6 training images as the model reads them, and 5 random versions of each.
 
-    The images are prepared with the default settings of BoneAgeImageProcessor; below them come the versions of the
+    The images are prepared as the recipes prepare them, at 384 px; below them come the versions of the
     augmentations "reference" and "strong", one image to a column. It shows images of the data set, under whose terms
     it falls.
 
@@ -130,7 +130,7 @@ def augmentation_sheet(dataset_folder: str | os.PathLike[str], *, seed: int = 0)
         InputError: as :func:`boneage_hf.data.load_split`, or if an image cannot be read (its row id is named).
     """
     train = load_split(dataset_folder, "train").cast_column("image", datasets.Image(decode=False))
-    processor = BoneAgeImageProcessor()
+    processor = BoneAgeImageProcessor(source_size=299)
     prepared = []
     for row in train.select(range(min(_SHEET_IMAGES, len(train)))):
         try:

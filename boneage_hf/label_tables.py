@@ -259,10 +259,11 @@ def _read_part(part: ChallengePart, table_path: Path, images: Mapping[str, list[
                 "problem": problem,
             }
         )
-    for stem in sorted(images.keys() - set(ids)):
+    for number, stem in enumerate(sorted(images.keys() - set(ids)), start=1):
         rows.append(
             {
-                "id": stem,
+                # A stray file may be named after a patient; a number is an id of the challenge.
+                "id": stem if stem.isdecimal() else f"unlabelled file {number}",
                 "bone_age_months": math.nan,
                 "sex": None,
                 "path": images[stem][0],

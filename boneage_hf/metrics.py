@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
+from .splits import AGE_BAND_MONTHS, MAX_BONE_AGE_MONTHS
 
 #: Formulas of all measures, shown by `help(BoneAgeMetric)`.
 DEFINITIONS = """
@@ -57,9 +58,6 @@ _BLOCK_ELEMENTS = 2_000_000
 # No child is older than 25 years, and a reference median above 30 months cannot be in years.
 _OLDEST_IN_YEARS = 25
 _MEDIAN_IN_MONTHS = 30
-
-_AGE_BAND_MONTHS = 24
-_LAST_BAND_ENDS = 240
 
 
 def error_metrics(
@@ -161,9 +159,9 @@ def by_group(
             raise InputError(f'sex must be exactly "female" or "male", not {_some(unknown)}; it is never guessed.')
         groups += [("sex", name, sexes == name) for name in ("female", "male")]
     # As in `splits.py`: the last band, 216 to 240 months, includes its upper end.
-    band = np.where(reference == _LAST_BAND_ENDS, reference - 1, reference) // _AGE_BAND_MONTHS
+    band = np.where(reference == MAX_BONE_AGE_MONTHS, reference - 1, reference) // AGE_BAND_MONTHS
     for index in np.unique(band):
-        label = f"{index * _AGE_BAND_MONTHS:.0f}-{(index + 1) * _AGE_BAND_MONTHS:.0f}"
+        label = f"{index * AGE_BAND_MONTHS:.0f}-{(index + 1) * AGE_BAND_MONTHS:.0f}"
         groups.append(("age_band_months", label, band == index))
 
     rows: list[dict[str, Any]] = []

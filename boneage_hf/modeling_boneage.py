@@ -124,6 +124,7 @@ class RegressionHead(nn.Module):
 
 
 class BoneAgePreTrainedModel(PreTrainedModel):
+    config: BoneAgeConfig
     config_class = BoneAgeConfig
     base_model_prefix = "boneage"
     main_input_name = "pixel_values"

@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "phantom": LEAF,
     "augmentation": LEAF,
-    "metrics": LEAF,
+    "metrics": BASE | {"splits"},
     "evaluate_metric": {"metrics"},
     "clinical": LEAF,
     "explain": LEAF | MODEL,

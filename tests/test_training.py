@@ -247,6 +247,7 @@ def test_the_checkpoint_says_where_its_weights_come_from(finished: Finished, pha
     splits = read_manifest(phantoms)["splits"]
     assert provenance["recipe"] == TINY.to_dict()
     assert provenance["initial_weights"]["source"] == "random"
+    assert provenance["data"] == {"kind": "phantom", **read_manifest(phantoms)["settings"]}
     assert provenance["train_n"] == splits["train"]["rows"] == 90
     assert provenance["train_fingerprint"] == splits["train"]["fingerprint"]
     assert provenance["selection_n"] == 10
@@ -371,6 +372,20 @@ def test_a_run_is_not_resumed_with_another_half_to_select_by(
 def test_a_run_is_not_resumed_with_another_recipe(phantoms: Path, finished: Finished) -> None:
     with pytest.raises(InputError, match="not with epochs 9 instead of 4; leave these out"):
         train(phantoms, finished.folder, dataclasses.replace(TINY, epochs=9), resume=True, progress_bar=False)
+
+
+def test_a_run_is_not_resumed_from_other_weights(phantoms: Path, finished: Finished) -> None:
+    with pytest.raises(InputError, match="leave out --initial-weights"):
+        resume(phantoms, finished.folder, initial_weights="random")
+
+
+def test_training_without_tensorboard_says_what_to_install(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install \"boneage-hf\[train\]\""):
+        start(phantoms, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_resumed_in_another_precision(phantoms: Path, finished: Finished) -> None:
@@ -1090,8 +1105,8 @@ def test_the_command_trains_a_changed_recipe_and_names_the_checkpoint(
 ) -> None:
     recipe = tmp_path / "tiny.json"
     recipe.write_text(json.dumps(TINY.to_dict()))
-    options = ["--recipe", str(recipe), "--set", "epochs=1", "--initial-weights", "random", "--accumulation", "2"]
-    assert cli.main(["train", str(phantoms), "short", *options]) == 0
+    options = ["--recipe", str(recipe), "--set", "epochs=1", "--accumulation", "2"]
+    assert cli.main(["train", str(phantoms), "short", *options, "--initial-weights", "random"]) == 0
     printed = capsys.readouterr()
     assert "epoch 1/1:" in printed.err  # the progress bar
     lines = printed.out.splitlines()
@@ -1106,6 +1121,18 @@ def test_the_command_trains_a_changed_recipe_and_names_the_checkpoint(
     capsys.readouterr()
     assert cli.main(["train", str(phantoms), "short", "--resume", *options, "--set", "epochs=3"]) == 2
     assert "epochs 3 instead of 1" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    phantoms: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at_the_first_step(monkeypatch)
+    options = [
+        argument for name, value in TINY.to_dict().items() for argument in ("--set", f"{name}={json.dumps(value)}")
+    ]
+    assert training.main([str(phantoms), "interrupted", "--initial-weights", "random", *options]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; go on with --resume."
+    assert (runs / "interrupted" / "state.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
