@@ -55,6 +55,9 @@ from .recipes import DEFAULT_RECIPE, Recipe, add_training_arguments, load_recipe
 from .sex import SEXES
 from .splits import age_band
 
+#: JPEG quality of the 299 px copies of the RSNA images: with it originals give the very pixels of their copies.
+COPY_JPEG_QUALITY = 92
+
 RUN_FILE = "run.json"
 STATE_FILE = "state.safetensors"
 METRICS_FILE = "metrics.jsonl"
@@ -528,6 +531,7 @@ def make_processor(recipe: Recipe) -> BoneAgeImageProcessor:
     return BoneAgeImageProcessor(
         size={"height": recipe.image_size, "width": recipe.image_size},
         source_size=recipe.source_size,
+        source_jpeg_quality=None if recipe.source_size is None else COPY_JPEG_QUALITY,
         image_mean=mean,
         image_std=std,
     )

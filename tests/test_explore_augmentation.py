@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(dataset: Path) -> np.ndarray:
     """(B, H, W) of the first six training images, one by one."""
-    processor, train = BoneAgeImageProcessor(), load_split(dataset, "train")
+    processor, train = BoneAgeImageProcessor(source_size=299), load_split(dataset, "train")
     return np.stack([processor.prepare(train[index]["image"]) for index in range(min(6, len(train)))])
 
 

@@ -485,6 +485,7 @@ def test_the_defaults_are_those_of_an_imagenet_backbone_at_384() -> None:
     assert settings == {
         "size": {"height": 384, "width": 384},
         "source_size": None,
+        "source_jpeg_quality": None,
         "resize_mode": "squash",
         "correct_polarity": True,
         "stretch_percentiles": [1.0, 99.0],
@@ -629,3 +630,52 @@ def test_few_rsna_images_are_called_light() -> None:
         with Image.open(paths[index]) as image:
             light += has_light_background(np.asarray(image.convert("L")))
     assert light <= 1  # bones are bright in all of them; 3 of all 12,611 are called light by mistake
+
+
+# --- the storage of the copies --------------------------------------------------------------------------------------
+
+
+def noisy_picture(height: int, width: int) -> Image.Image:
+    generator = np.random.default_rng(5)
+    rows = np.linspace(20, 200, height)[:, None] + generator.normal(0, 12, (height, width))
+    return Image.fromarray(np.clip(rows, 0, 255).astype(np.uint8))
+
+
+def copy_of(image: Image.Image, *, side: int, quality: int) -> Image.Image:
+    """What someone stored who reduced the picture and wrote a JPEG file."""
+    buffer = io.BytesIO()
+    image.resize((side, side), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
+
+
+def test_an_original_gives_the_very_pixels_of_its_stored_copy() -> None:
+    processor = BoneAgeImageProcessor(size={"height": 64, "width": 64}, source_size=99, source_jpeg_quality=92)
+    original = noisy_picture(400, 300)
+    copy = copy_of(original, side=99, quality=92)
+    assert np.array_equal(processor.prepare(original), processor.prepare(copy))
+
+
+def test_without_that_step_the_traces_of_jpeg_remain_a_difference() -> None:
+    processor = BoneAgeImageProcessor(size={"height": 64, "width": 64}, source_size=99)
+    original = noisy_picture(400, 300)
+    copy = copy_of(original, side=99, quality=92)
+    assert not np.array_equal(processor.prepare(original), processor.prepare(copy))
+
+
+def test_an_image_of_the_source_size_is_not_stored_again() -> None:
+    image = noisy_picture(99, 99)
+    size = {"height": 99, "width": 99}
+    with_step = BoneAgeImageProcessor(size=size, source_size=99, source_jpeg_quality=30)
+    without = BoneAgeImageProcessor(size=size, source_size=99)
+    assert np.array_equal(with_step.prepare(image), without.prepare(image))
+
+
+@pytest.mark.parametrize("quality", [0, 101, 92.0, True, "92"])
+def test_a_jpeg_quality_that_is_none_is_refused(quality: object) -> None:
+    with pytest.raises(InputError, match="source_jpeg_quality"):
+        BoneAgeImageProcessor(source_size=299, source_jpeg_quality=quality)  # type: ignore[arg-type]
+
+
+def test_a_jpeg_quality_needs_a_source_size() -> None:
+    with pytest.raises(InputError, match="set that too"):
+        BoneAgeImageProcessor(source_jpeg_quality=92)
