@@ -1,4 +1,4 @@
-"""The Space: drop a hand radiograph, choose sex, see the bone age and where the model looked. Layout and wiring only.
+"""The Space: drop a hand radiograph, choose sex, see the bone age and the attention map. Layout and wiring only.
 
 Nothing of a patient is kept. An upload is deleted as soon as it has been read; the radiograph of an open page stays in
 memory until the page is closed; pictures reach the browser inside the page, never as files. The page makes no request
@@ -252,9 +252,10 @@ def _answer_html(answer: dict[str, Any], picture: Image.Image, *, model: str, re
         f'<p class="months">{escape(format_months(months))}</p>'
         f"<dl>{table}</dl>"
         f'<figure class="picture"><img src="{_data_uri(picture)}" '
-        'alt="Attention map over the radiograph: bright where the model looked most">'
+        'alt="Attention map over the radiograph: bright where the model gives most weight">'
         '<figcaption><span class="scale" aria-hidden="true"></span>'
-        "Where the model looked: dark little, bright most. Colours span this image's own range, "
+        "Attention: dark little weight, bright most. These are weights, not reasons, and need not lie on bones. "
+        "Colours span this image's own range, "
         f"{attention.min():.2g} to {attention.max():.2g}.</figcaption></figure>"
         f'<p class="notice">{escape(DISCLAIMER)}</p>'
     )
@@ -262,7 +263,7 @@ def _answer_html(answer: dict[str, Any], picture: Image.Image, *, model: str, re
 
 _EMPTY_ANSWER = (
     '<p class="eyebrow">Bone age</p>'
-    '<p class="waiting">The answer appears here, with a picture of where the model looked.</p>'
+    '<p class="waiting">The answer appears here, with the attention map over the radiograph.</p>'
 )
 
 

@@ -1,4 +1,4 @@
-"""Where the model looked: its attention map over the radiograph, as arrays, pictures and files.
+"""The attention map over the radiograph, as arrays, pictures and files: weights of the pooling, not reasons.
 
 The raw values are tiny (2.2e-5 to 0.04 over the six sample images of the reference project), so every map is drawn by
 its own minimum and maximum. Colours of two maps cannot be compared; their raw ranges can, and are given beside them.
@@ -134,7 +134,7 @@ def colour_attention(attention: np.ndarray, height: int, width: int, *, part: Pa
 
 
 def overlay(image: Image.Image, attention: np.ndarray, *, opacity: float = 0.45, part: Part = WHOLE) -> Image.Image:
-    """The attention map over the radiograph: dark where the model looked little, yellow where it looked most.
+    """The attention map over the radiograph: dark where a position has little weight, yellow where most.
 
     Args:
         image: the radiograph, mode "L", any size.

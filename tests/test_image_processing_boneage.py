@@ -372,7 +372,10 @@ def test_colour_becomes_luma() -> None:
         "hand.png",
         None,
     ],
-    ids=lambda image: f"{type(image).__name__}-{getattr(image, 'mode', getattr(image, 'dtype', ''))}",
+    ids=[
+        *("16 bit", "float", "bool", "four channels", "one dimension", "a batch"),
+        *("PIL 16 bit", "PIL float", "PIL 32 bit", "PIL CMYK", "tensor", "path", "nothing"),
+    ],
 )
 def test_anything_but_8_bit_pixels_is_refused_with_the_cure(image: object) -> None:
     with pytest.raises(InputError, match=r"read it with boneage_hf\.radiograph\.read, which windows it"):
