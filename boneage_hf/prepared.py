@@ -17,6 +17,10 @@ from .radiograph import read
 
 _BATCH = 256
 
+#: Raised whenever `radiograph.read` or the image processor gives other pixels for the same file and settings, so that
+#: what an earlier version cached is not used.
+_PREPARATION_VERSION = 1
+
 
 @dataclass(frozen=True)
 class PreparedImages:
@@ -98,6 +102,7 @@ def without_decoding(dataset: Any) -> Any:
 def _content_key(undecoded: Any, processor: BoneAgeImageProcessor) -> str:
     """sha256 of the processor's settings and of every image's bytes in order."""
     settings = {key: value for key, value in processor.to_dict().items() if key not in ("auto_map", "processor_class")}
+    settings["preparation_version"] = _PREPARATION_VERSION
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for batch in undecoded.select_columns(["id", "image"]).iter(batch_size=_BATCH):
         for row_id, image in zip(batch["id"], batch["image"], strict=True):

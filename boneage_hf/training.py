@@ -581,7 +581,10 @@ def build_optimizer(recipe: Recipe, model: BoneAgeModel) -> torch.optim.Optimize
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if recipe.optimizer == "adam":
         return torch.optim.Adam([value for _, value in trained], lr=recipe.learning_rate)
-    decays = {name: value.ndim > 1 and "embedding" not in name for name, value in trained}
+    # By name too: the bias of the locally connected layer has two dimensions.
+    decays = {
+        name: value.ndim > 1 and "embedding" not in name and not name.endswith("bias") for name, value in trained
+    }
     groups = [
         {"params": [value for name, value in trained if decays[name]], "weight_decay": recipe.weight_decay},
         {"params": [value for name, value in trained if not decays[name]], "weight_decay": 0.0},
