@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
 from .hub import checkpoint_revision, load_pipeline, trained_on_rsna
 from .metrics import MISSING
@@ -73,6 +74,8 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         else "single view",
         results_rows=_rows({_MEASURES[key]: (results["metrics"], key) for key in _MEASURES} if results else {}),
         group_rows="\n".join(_group_row(part) for part in (results["groups"] if results else [])),
+        coverage_rows=_coverage_rows((results or {}).get("interval")),
+        adjustment_note=_adjustment_note(config),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
         recipe=json.dumps(provenance.get("recipe"), indent=2),
@@ -133,6 +136,43 @@ def _rows(measures: dict[str, tuple[dict[str, Any], str]]) -> str:
         f"| {text} | {_number(metrics[key])} | {_interval(metrics[f'{key}_ci95'])} |"
         for text, (metrics, key) in measures.items()
     )
+
+
+def _coverage_rows(coverage: dict[str, Any] | None) -> str:
+    if coverage is None:
+        return ""
+    groups = {"all": coverage["all"], **coverage.get("by_sex", {})}
+    groups |= {f"{name} third of the predictions": part for name, part in coverage["by_predicted_tercile"].items()}
+    return "\n".join(
+        f"| {name} | {part['n']:,} | {100 * part['coverage']:.1f} % | "
+        f"{' to '.join(f'{100 * end:.1f}' for end in part['coverage_ci95'])} % | {part['mean_width_months']:.1f} |"
+        for name, part in groups.items()
+    )
+
+
+def _adjustment_note(config: BoneAgeConfig) -> str:
+    """What is laid on the network's answer, and from which images."""
+    notes, provenance = [], config.provenance or {}
+    fitted = provenance.get("interval") or {}
+    if config.age_correction is not None:
+        gained = fitted.get("age_correction")
+        note = "A monotone correction over age was fitted on the selection half of validation"
+        if gained:
+            before, after = gained["mae_before_months"], gained["mae_after_months"]
+            note += f" (MAE by cross-validation {before:.2f} -> {after:.2f} months)"
+        notes.append(note + ".")
+    local = provenance.get("local_calibration")
+    if local:
+        notes.append(
+            f"Calibrated on {local['n']:,} images of one place (label fingerprint `{local['fingerprint'][:12]}`)"
+            + ("." if config.local_calibration is not None else "; the months stayed as they were.")
+        )
+    elif config.interval is not None and fitted:
+        notes.append(
+            f"The interval was calibrated on {fitted['n']:,} further images (label fingerprint "
+            f"`{fitted['fingerprint'][:12]}`)."
+        )
+    return " ".join(notes)
 
 
 def _number(value: float | None) -> str:

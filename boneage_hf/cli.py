@@ -1,4 +1,4 @@
-"""`boneage prepare | explore | train | evaluate | predict | explain | summary | card | convert-lite0 | demo`.
+"""`boneage prepare | explore | train | fit-interval | evaluate | predict | explain | calibrate | ...`.
 
 Arguments and printed lines only; each command imports what it needs when it runs, so that `boneage --help` is instant.
 """
@@ -57,7 +57,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from .evaluation import evaluate_checkpoint
-    from .metrics import format_metrics
+    from .metrics import format_coverage, format_metrics
 
     summary = evaluate_checkpoint(
         options.checkpoint,
@@ -69,8 +69,43 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     print(f"{summary['protocol']}, n = {summary['n']}, revision {summary['revision']}")
     print(format_metrics(summary["metrics"]))
+    if summary["interval"] is not None:
+        print("90 % interval, coverage of one clinical reading:")
+        print(format_coverage(summary["interval"]))
     for name in ("metrics.json", "predictions.csv", "table.csv"):
         print(Path(options.out) / name)
+    return 0
+
+
+def _fit_interval(options: argparse.Namespace) -> int:
+    from .calibrated_checkpoints import fit_interval_of_checkpoint
+
+    fitted = fit_interval_of_checkpoint(
+        options.checkpoint,
+        options.dataset,
+        Path(options.out),
+        correct_age=options.correct_age,
+        flip_average=options.flip_average,
+        batch_size=options.batch_size,
+    )
+    print(fitted)
+    print(options.out)
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from .calibrated_checkpoints import calibrate_checkpoint
+
+    calibrated = calibrate_checkpoint(
+        options.checkpoint,
+        options.dataset,
+        Path(options.out),
+        split=options.split,
+        flip_average=options.flip_average,
+        batch_size=options.batch_size,
+    )
+    print(calibrated)
+    print(options.out)
     return 0
 
 
@@ -192,6 +227,34 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", required=True, help="folder for predictions.csv, table.csv and metrics.json")
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
+
+    fit_interval = add(
+        "fit-interval", _fit_interval, "a 90 %% interval for a trained checkpoint, from the calibration half"
+    )
+    fit_interval.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    fit_interval.add_argument("dataset", help="folder written by `boneage prepare`, the one of the training")
+    fit_interval.add_argument("out", help="folder of the new checkpoint")
+    fit_interval.add_argument(
+        "--correct-age",
+        action="store_true",
+        help="also fit a monotone correction over age on the selection half; kept only if it wins by cross-validation",
+    )
+    fit_interval.add_argument(
+        "--flip-average", action="store_true", help="for answers averaged with the mirrored image"
+    )
+    fit_interval.add_argument("--batch-size", type=int, default=32)
+
+    calibrate = add("calibrate", _calibrate, "offsets, slope and interval from 50 or more of your own labelled images")
+    calibrate.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    calibrate.add_argument("dataset", help="folder written by `boneage prepare` from your own images")
+    calibrate.add_argument("out", help="folder of the new checkpoint")
+    calibrate.add_argument(
+        "--split",
+        choices=("train", "validation", "selection", "calibration", "test"),
+        help="part of the data set to use (default: all of its images)",
+    )
+    calibrate.add_argument("--flip-average", action="store_true", help="for answers averaged with the mirrored image")
+    calibrate.add_argument("--batch-size", type=int, default=32)
 
     predict = add("predict", _predict, "bone age of radiographs: PNG, JPEG, TIFF or DICOM")
     predict.add_argument("checkpoint", help='folder, Hub id, or "default"')

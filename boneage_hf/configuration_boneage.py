@@ -6,7 +6,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .correction_boneage import check_age_correction, check_local_calibration
 from .errors import InputError
+from .interval_boneage import check_interval
 
 BACKBONE_NAMES = ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny")
 SEX_INPUTS = ("none", "embedding")
@@ -62,6 +64,12 @@ class BoneAgeConfig(PreTrainedConfig):
             answers `(bone age - mean) / SD`; fitted on the training split. 0 and 1: raw months, as in the reference.
         loss (`str`, defaults to `"mse"`): `"mse"` or `"smooth_l1"`, on scaled targets.
         smooth_l1_beta (`float`, defaults to 0.1): where smooth L1 turns linear, in SDs of age.
+        age_correction (`dict`, *optional*): monotone correction of the answer over predicted age, `knots_months` and
+            `offsets_months`; applied in the model's forward pass. From `boneage fit-interval --correct-age`.
+        local_calibration (`dict`, *optional*): a hospital's own `offsets_months`, `slope` and `centre_months`; applied
+            in the model's forward pass, after the correction. From `boneage calibrate`.
+        interval (`dict`, *optional*): the 90 % interval around the answer, see `interval_boneage.py`. From
+            `boneage fit-interval` or `boneage calibrate`.
         provenance (`dict`, *optional*): where the weights come from: data and split fingerprints, recipe, commit,
             initial weights, licences, date. Written by the training, never read by the model.
 
@@ -88,6 +96,9 @@ class BoneAgeConfig(PreTrainedConfig):
     age_sd_months: float | int = 1.0
     loss: str = "mse"
     smooth_l1_beta: float | int = 0.1
+    age_correction: dict | None = None
+    local_calibration: dict | None = None
+    interval: dict | None = None
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -102,6 +113,7 @@ class BoneAgeConfig(PreTrainedConfig):
         self.validate_names()
         self.validate_sizes()
         self.validate_numbers()
+        self.validate_adjustments()
 
     def validate_names(self) -> None:
         for field, known in (("backbone", BACKBONE_NAMES), ("sex_input", SEX_INPUTS), ("loss", LOSSES)):
@@ -126,6 +138,14 @@ class BoneAgeConfig(PreTrainedConfig):
             raise InputError(f"age_mean_months must be a finite number, not {self.age_mean_months}.")
         if not 0 <= self.batch_norm_momentum <= 1:
             raise InputError(f"batch_norm_momentum must lie in [0, 1], not {self.batch_norm_momentum}.")
+
+    def validate_adjustments(self) -> None:
+        if self.age_correction is not None:
+            check_age_correction(self.age_correction)
+        if self.local_calibration is not None:
+            check_local_calibration(self.local_calibration, uses_sex=self.uses_sex)
+        if self.interval is not None:
+            check_interval(self.interval)
 
     @property
     def uses_sex(self) -> bool:

@@ -20,7 +20,8 @@ from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
 from .files import write_text
 from .image_processing_boneage import BoneAgeImageProcessor
-from .metrics import by_group, error_metrics
+from .interval_boneage import interval_months
+from .metrics import by_group, coverage_metrics, error_metrics, error_over_age
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline, predict_batch
 from .prepared import prepare_image, without_decoding
@@ -72,7 +73,8 @@ def predict_dataset(
     """Predictions of a pipeline for a split, in its order.
 
     Returns:
-        Columns `id`, `predicted_months`, `reference_months`, `sex`.
+        Columns `id`, `predicted_months`, `reference_months`, `sex`; where the model has an interval also
+        `interval_low_months`, `interval_high_months`.
 
     Raises:
         InputError: an image cannot be read (its row id is named), the split is empty, or the batch size is below 1.
@@ -106,7 +108,11 @@ def predict_dataset(
                 )
             )
             bar.update(len(pixels))
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True)
+    if pipe.model.config.interval is not None:
+        low, high = interval_months(table["predicted_months"].to_numpy(), pipe.model.config.interval)
+        table = table.assign(interval_low_months=low, interval_high_months=high)
+    return table
 
 
 def predictions_csv(table: pd.DataFrame) -> str:
@@ -117,7 +123,10 @@ def predictions_csv(table: pd.DataFrame) -> str:
 def summarise(
     table: pd.DataFrame, *, checkpoint: str, revision: str, protocol: str, split: str, flip_average: bool
 ) -> dict[str, Any]:
-    """Error measures of a prediction table with all that a reported figure has to carry."""
+    """Error measures of a prediction table with all that a reported figure has to carry.
+
+    `interval` holds the coverage, see [`boneage_hf.metrics.coverage_metrics`], or None if the model has no interval.
+    """
     predicted, reference = table["predicted_months"].to_numpy(), table["reference_months"].to_numpy()
     groups = by_group(predicted, reference, sex=table["sex"].tolist())
     return {
@@ -129,6 +138,8 @@ def summarise(
         "flip_average": flip_average,
         "metrics": error_metrics(predicted, reference),
         "groups": groups.astype(object).where(groups.notna(), None).to_dict(orient="records"),
+        "error_over_age": error_over_age(predicted, reference),
+        "interval": coverage_metrics(table) if "interval_low_months" in table.columns else None,
         "data_fingerprint": fingerprint(table["id"].tolist(), table["reference_months"].tolist()),
         "predictions_sha256": hashlib.sha256(predictions_csv(table).encode()).hexdigest(),
         "package_version": __version__,
@@ -150,7 +161,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Predict a split and write `predictions.csv`, `table.csv` and `metrics.json` into the folder `out`.
 
-    `predictions.csv` holds ids and predictions only; `table.csv` adds references and sex, for the user's disk only.
+    `predictions.csv` holds ids and predictions only; `table.csv` adds references, sex and the ends of the
+    interval, for the user's disk only.
 
     Args:
         checkpoint: folder, Hub id or `"default"`.

@@ -54,13 +54,39 @@ def storage_tensors(model: torch.nn.Module, dtype: torch.dtype = torch.float16) 
     """
     stored = {}
     for name, value in model.state_dict().items():
-        keep = not value.is_floating_point() or name.endswith(("running_mean", "running_var"))
-        stored[name] = value.detach().to(device="cpu", dtype=value.dtype if keep else dtype).contiguous()
+        wanted = value.dtype if _keeps_type(name, value) else dtype
+        stored[name] = value.detach().to(device="cpu", dtype=wanted).contiguous()
         if not bool(torch.isfinite(stored[name]).all()):
             if bool(torch.isfinite(value).all()):
                 raise InputError(f"{name} holds values beyond the range of {dtype}: save with dtype=torch.float32.")
             raise InputError(f"{name} holds NaN or infinity: the training has diverged, take an earlier state of it.")
     return stored
+
+
+def storage_dtype(model: torch.nn.Module) -> torch.dtype:
+    """float16 if all that is stored so can be without a change, as of a model that was loaded from float16; else
+    float32."""
+    for name, value in model.state_dict().items():
+        if not _keeps_type(name, value) and not torch.equal(value.half().to(value.dtype), value):
+            return torch.float32
+    return torch.float16
+
+
+def _keeps_type(name: str, value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or name.endswith(("running_mean", "running_var"))
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that [`save_checkpoint`] would not write to.
+
+    Raises:
+        InputError: it holds something else than a checkpoint.
+    """
+    others = {path.name for path in folder.iterdir()} - {"LICENSE"} if folder.is_dir() else set()
+    if folder.is_file() or (others and "config.json" not in others):
+        raise InputError(
+            "The output holds something else than a checkpoint, which would be lost: name another folder."
+        )
 
 
 def save_checkpoint(
@@ -84,11 +110,7 @@ def save_checkpoint(
         InputError: the folder holds something else than a checkpoint, or the weights cannot be stored as `dtype`.
         OSError: writing failed; the older checkpoint is still there.
     """
-    others = {path.name for path in folder.iterdir()} - {"LICENSE"} if folder.is_dir() else set()
-    if folder.is_file() or (others and "config.json" not in others):
-        raise InputError(
-            "The output holds something else than a checkpoint, which would be lost: name another folder."
-        )
+    check_output(folder)
     tensors = storage_tensors(model, dtype)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -249,6 +271,8 @@ def checkpoint_revision(pipe: BoneAgePipeline) -> str:
     """
     config = pipe.model.config
     settings = {name: getattr(config, name) for name in BoneAgeConfig.__annotations__ if name not in _OF_TRAINING}
+    # Without what is not there, so that a new optional field leaves the names of older checkpoints as they are.
+    settings = {name: value for name, value in settings.items() if value is not None}
     processor = {name: getattr(pipe.image_processor, name) for name in BoneAgeImageProcessorKwargs.__annotations__}
     digest = hashlib.sha256(json.dumps([settings, processor], sort_keys=True).encode())
     for name, value in sorted(pipe.model.state_dict().items()):

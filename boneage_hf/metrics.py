@@ -6,7 +6,7 @@ called MAD; the names say what is computed. `BoneAgeMetric` in `evaluate_metric.
 `evaluate` library, whose import takes seconds and is not needed here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,130 @@ def error_metrics(
     """
     predicted, reference = _checked(predicted_months, reference_months)
     return _error_metrics(predicted, reference, n_resamples=_checked_resamples(n_resamples), seed=seed)
+
+
+#: Columns that `coverage_metrics` reads.
+COVERAGE_COLUMNS = ("predicted_months", "reference_months", "interval_low_months", "interval_high_months")
+
+
+def coverage_metrics(table: pd.DataFrame) -> dict[str, Any]:
+    """How often intervals hold the reference, and how wide they are.
+
+    The reference is one clinical reading, so this is the coverage of such readings, not of a child's true bone age.
+
+    Args:
+        table: columns `COVERAGE_COLUMNS`, months, and optionally `sex`.
+
+    Returns:
+        `all`, and by name of the group `by_sex` (where the table has sexes), `by_predicted_tercile` and
+        `by_reference_tercile` ("lowest", "middle", "highest" third of the table's own predictions or references); for
+        each `n`, `covered`, `coverage` (share from 0 to 1, both ends count as inside), `coverage_ci95` (exact:
+        Clopper-Pearson), `mean_width_months` and `median_width_months`. Conformal intervals promise a coverage by
+        thirds of the prediction; by thirds of the reference they cover less at the ends of the age range.
+
+    Raises:
+        InputError: a column is missing or not finite, the table is empty, or an interval ends before it begins.
+    """
+    missing = [column for column in COVERAGE_COLUMNS if column not in table.columns]
+    if missing:
+        raise InputError(
+            f"the table lacks the column {', '.join(missing)}; predict with a model that has an interval."
+        )
+    predicted, reference, low, high = (_column(table[column], f"{column} values") for column in COVERAGE_COLUMNS)
+    if (high < low).any():
+        raise InputError(
+            f"{np.count_nonzero(high < low)} intervals end before they begin; exchange their two columns."
+        )
+    covered, width = (low <= reference) & (reference <= high), high - low
+
+    def measured(member: NDArray[np.bool_]) -> dict[str, Any]:
+        return _coverage(covered[member], width[member])
+
+    def by_tercile(months: NDArray[np.float64]) -> dict[str, Any]:
+        third = np.searchsorted(np.quantile(months, [1 / 3, 2 / 3]), months, side="right")
+        names = ("lowest", "middle", "highest")
+        return {name: measured(third == index) for index, name in enumerate(names) if (third == index).any()}
+
+    found: dict[str, Any] = {"all": measured(np.ones(len(table), dtype=bool))}
+    if "sex" in table.columns:
+        sexes = table["sex"].to_numpy()
+        found["by_sex"] = {str(sex): measured(sexes == sex) for sex in sorted(set(sexes))}
+    return found | {"by_predicted_tercile": by_tercile(predicted), "by_reference_tercile": by_tercile(reference)}
+
+
+def _coverage(covered: NDArray[np.bool_], width: NDArray[np.float64]) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
+    n, hits = len(covered), int(covered.sum())
+    ends = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="exact")
+    return {
+        "n": n,
+        "covered": hits,
+        "coverage": hits / n,
+        "coverage_ci95": [float(ends.low), float(ends.high)],
+        "mean_width_months": float(width.mean()),
+        "median_width_months": float(np.median(width)),
+    }
+
+
+def format_coverage(coverage: dict[str, Any]) -> str:
+    """Return the coverage as aligned lines of text, one per group."""
+    groups = {"all": coverage["all"]}
+    for grouping in ("by_sex", "by_predicted_tercile", "by_reference_tercile"):
+        label = {"by_predicted_tercile": " third, predicted", "by_reference_tercile": " third, reference"}
+        groups |= {f"{name}{label.get(grouping, '')}": part for name, part in coverage.get(grouping, {}).items()}
+    width = max(len(name) for name in groups)
+    lines = []
+    for name, part in groups.items():
+        low, high = (100 * end for end in part["coverage_ci95"])
+        lines.append(
+            f"{name:<{width}}  n {part['n']:>5}  coverage {100 * part['coverage']:5.1f} %  "
+            f"95 % [{low:.1f}, {high:.1f}]  mean width {part['mean_width_months']:.1f} months"
+        )
+    return "\n".join(lines)
+
+
+def error_over_age(
+    predicted_months: ArrayLike, reference_months: ArrayLike, *, n_resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Least-squares slope of the error (predicted - reference) over age: regression to the mean.
+
+    The two slopes answer two questions. Over the *reference*, a negative slope says that the young are read as too
+    old and the old as too young; readings that are themselves off make it negative even for the best possible model.
+    Over the *prediction* the best possible model has a slope of 0, and only what differs from 0 there can be
+    corrected.
+
+    Args:
+        predicted_months, reference_months: shape (n,), months.
+        n_resamples, seed: of the bootstrap, as in `error_metrics`.
+
+    Returns:
+        `slope_over_reference` and `slope_over_predicted` in months of error per month of age, each with `_ci95`; None
+        where the age does not vary.
+
+    Raises:
+        InputError: as `error_metrics`.
+    """
+    predicted, reference = _checked(predicted_months, reference_months)
+    n_resamples = _checked_resamples(n_resamples)
+    found: dict[str, Any] = {}
+    for name, age in (("reference", reference), ("predicted", predicted)):
+        slope = _slope((predicted - reference)[None], age[None])[0]
+        found[f"slope_over_{name}"] = None if np.isnan(slope) else float(slope)
+        draws = _draws(len(reference), n_resamples, seed)
+        slopes = [_slope((predicted - reference)[drawn], age[drawn]) for drawn in draws]
+        defined = np.concatenate([part[~np.isnan(part)] for part in slopes] or [np.empty(0)])
+        ends = [None, None] if np.isnan(slope) or not len(defined) else np.percentile(defined, [2.5, 97.5]).tolist()
+        found[f"slope_over_{name}_ci95"] = ends
+    return found
+
+
+def _slope(errors: NDArray[np.float64], age: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least-squares slopes of b samples: (b, n) and (b, n) -> (b,), NaN where the ages of a sample are constant."""
+    centred = age - age.mean(axis=1, keepdims=True)
+    square = np.square(centred).sum(axis=1)
+    constant = np.ptp(age, axis=1) == 0
+    return np.where(constant, np.nan, (centred * errors).sum(axis=1) / np.where(constant, 1.0, square))
 
 
 def match_by_id(predictions: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
@@ -242,14 +366,16 @@ def _measure(errors: NDArray[np.float64], reference: NDArray[np.float64]) -> dic
 def _bootstrap(
     errors: NDArray[np.float64], reference: NDArray[np.float64], n_resamples: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    n = len(errors)
+    blocks = [_measure(errors[drawn], reference[drawn]) for drawn in _draws(len(errors), n_resamples, seed)]
+    return {key: np.concatenate([part[key] for part in blocks]) for key in MEASURES}
+
+
+def _draws(n: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Bootstrap samples as indices (b, n), in blocks that fit into memory."""
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK_ELEMENTS // n)
-    blocks = []
     for start in range(0, n_resamples, block):
-        drawn = generator.integers(0, n, size=(min(block, n_resamples - start), n))
-        blocks.append(_measure(errors[drawn], reference[drawn]))
-    return {key: np.concatenate([part[key] for part in blocks]) for key in MEASURES}
+        yield generator.integers(0, n, size=(min(block, n_resamples - start), n))
 
 
 def _checked(

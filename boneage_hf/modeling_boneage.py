@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbones_boneage import BACKBONES
 from .configuration_boneage import BoneAgeConfig
+from .correction_boneage import correct_months
 from .errors import InputError
 
 
@@ -256,7 +257,12 @@ class BoneAgeModel(BoneAgePreTrainedModel):
             features = self.feature_norm(features.to(self.feature_norm.weight.dtype))  # (B, C, h, w)
             pooled, attention = self.attention(features)  # (B, C), (B, h, w)
             scaled = self.head(pooled, sex).float()  # (B,)
-            bone_age_months = scaled * self.config.age_sd_months + self.config.age_mean_months
+            bone_age_months = correct_months(
+                scaled * self.config.age_sd_months + self.config.age_mean_months,
+                sex,
+                age_correction=self.config.age_correction,
+                local_calibration=self.config.local_calibration,
+            )
             loss = None if labels is None else self._loss(scaled, labels)
         return BoneAgeOutput(
             loss=loss,
@@ -298,7 +304,8 @@ class BoneAgeModel(BoneAgePreTrainedModel):
     def resize_attention(self, image_size: int) -> None:
         """Make the model one for `image_size` px: the position-wise weights are interpolated bilinearly to its grid.
 
-        An approximation to start a further training from, not an equal model.
+        An approximation to start a further training from, not an equal model; so what was fitted to the answers of
+        the old one (correction, calibration, interval) is dropped.
 
         Raises:
             InputError: a size that no config allows.
@@ -315,3 +322,4 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         new.bias.copy_(interpolate(old.bias[None])[0])
         self.attention.local = new
         self.config.image_size = image_size
+        self.config.age_correction = self.config.local_calibration = self.config.interval = None

@@ -11,6 +11,7 @@ from transformers import Pipeline
 
 from .errors import InputError
 from .image_processing_boneage import BoneAgeImageProcessor
+from .interval_boneage import interval_months
 from .modeling_boneage import BoneAgeModel, BoneAgeOutput
 from .radiograph import Radiograph, read
 from .sex import SEX_INDEX, SEXES, Sex, parse_sex
@@ -53,7 +54,8 @@ class BoneAgePipeline(Pipeline):
     An image is a file (path, bytes or binary file object; PNG, JPEG, TIFF or DICOM), a `Radiograph`, an 8-bit PIL
     image or a uint8 array (H, W) or (H, W, 3). Each answer is a dict with
 
-    * `bone_age_months` (`float`), `interval_months` (`[low, high]`, or `None` where the checkpoint has none),
+    * `bone_age_months` (`float`), `interval_months` (`[low, high]`, or `None` where the checkpoint has none;
+      90 %, see `interval_boneage.py` for what that means),
     * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if not given).
 
     Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`), `batch_size`.
@@ -138,9 +140,11 @@ class BoneAgePipeline(Pipeline):
 
     def postprocess(self, model_outputs: Any) -> dict[str, Any]:  # type: ignore[override]
         sex = int(model_outputs["sex"][0])
+        months = float(model_outputs["bone_age_months"][0])
+        interval = self.model.config.interval
         return {
-            "bone_age_months": float(model_outputs["bone_age_months"][0]),
-            "interval_months": None,
+            "bone_age_months": months,
+            "interval_months": None if interval is None else [float(end) for end in interval_months(months, interval)],
             "attention": model_outputs["attention"][0].float().numpy(),
             "sex": None if sex < 0 else SEXES[sex],
         }

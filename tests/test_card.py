@@ -8,7 +8,7 @@ import yaml
 
 from boneage_hf.card import render_card
 from boneage_hf.errors import InputError
-from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.hub import checkpoint_revision, load_pipeline, save_checkpoint
 from boneage_hf.metrics import MISSING
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
@@ -119,3 +119,61 @@ def test_a_file_that_holds_no_metrics_is_refused(tmp_path: Path) -> None:
 
 def test_a_card_says_whether_the_model_needs_the_sex() -> None:
     assert 'required: "female" or "male"' in render_card(str(TINY), name="tiny", metrics_file=None)
+
+
+COVERAGE = {
+    "n": 1024,
+    "covered": 930,
+    "coverage": 0.908,
+    "coverage_ci95": [0.889, 0.925],
+    "mean_width_months": 26.4,
+    "median_width_months": 26.0,
+}
+
+
+def with_interval(folder: Path) -> Path:
+    """The tiny checkpoint with a correction and an interval, as `boneage fit-interval` leaves them."""
+    pipe = load_pipeline(TINY)
+    config = pipe.model.config
+    config.age_correction = {"knots_months": [40.0, 200.0], "offsets_months": [1.0, -1.0]}
+    config.interval = {
+        "alpha": 0.1,
+        "edges_months": [],
+        "quantiles": [2.0],
+        "knots_months": [100.0],
+        "spread_months": [6.0],
+    }
+    gained = {"mae_before_months": 6.6, "mae_after_months": 6.41}
+    config.provenance = (config.provenance or {}) | {
+        "interval": {"n": 1064, "fingerprint": "c" * 64, "age_correction": gained}
+    }
+    save_checkpoint(pipe.model, pipe.image_processor, folder / "fitted")
+    return folder / "fitted"
+
+
+def test_the_card_of_a_model_with_an_interval_says_how_often_it_holds_the_reading(tmp_path: Path) -> None:
+    fitted = with_interval(tmp_path)
+    coverage = {
+        "all": COVERAGE,
+        "by_sex": {"female": COVERAGE | {"n": 470}},
+        "by_predicted_tercile": {"lowest": COVERAGE | {"n": 341}},
+        "by_reference_tercile": {},
+    }
+    metrics = metrics_file(tmp_path, revision=checkpoint_revision(load_pipeline(fitted)), interval=coverage)
+    text = render_card(str(fitted), name="tiny", metrics_file=metrics)
+    assert "| all | 1,024 | 90.8 % | 88.9 to 92.5 % | 26.4 |" in text
+    assert "| lowest third of the predictions | 341 | 90.8 % |" in text
+    assert "MAE by cross-validation 6.60 -> 6.41 months" in text
+    assert "calibrated on 1,064 further images (label fingerprint `cccccccccccc`)" in text
+    assert "no prediction interval" not in text
+
+
+def test_metrics_from_before_the_interval_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="evaluate it again"):
+        render_card(str(with_interval(tmp_path)), name="tiny", metrics_file=metrics_file(tmp_path))
+
+
+def test_the_card_of_a_model_without_an_interval_says_so() -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None)
+    assert "There is no prediction interval with this checkpoint." in text
+    assert "further images (label fingerprint" not in text

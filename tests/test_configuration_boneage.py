@@ -14,6 +14,16 @@ from boneage_hf import BoneAgeConfig, InputError
 from boneage_hf.backbones_boneage import BACKBONES
 from boneage_hf.configuration_boneage import BACKBONE_NAMES
 
+CORRECTION: dict[str, Any] = {"knots_months": [20.0, 120.0, 210.0], "offsets_months": [-2.5, 0.0, 3.0]}
+LOCAL: dict[str, Any] = {"offsets_months": [1.5, -0.5], "slope": 1.05, "centre_months": 120.0}
+INTERVAL: dict[str, Any] = {
+    "alpha": 0.1,
+    "edges_months": [100.0, 150.0],
+    "quantiles": [2.1, 2.0, 2.2],
+    "knots_months": [40.0, 120.0],
+    "spread_months": [6.0, 7.5],
+}
+
 
 def test_the_defaults_are_the_reference_network() -> None:
     config = BoneAgeConfig()
@@ -23,6 +33,7 @@ def test_the_defaults_are_the_reference_network() -> None:
     assert (config.feature_dropout, config.head_dropout) == (0.5, 0.25)
     assert (config.batch_norm_eps, config.batch_norm_momentum) == (1e-3, 0.01)
     assert (config.loss, config.age_mean_months, config.age_sd_months) == ("mse", 0.0, 1.0)
+    assert (config.age_correction, config.local_calibration, config.interval) == (None, None, None)
 
 
 def test_every_backbone_has_a_name_in_the_config() -> None:
@@ -125,13 +136,73 @@ def test_a_config_comes_back_from_its_file_unchanged(tmp_path: Path) -> None:
         age_sd_months=41.18,
         loss="smooth_l1",
         smooth_l1_beta=0.2,
+        age_correction=CORRECTION,
+        local_calibration=LOCAL,
+        interval=INTERVAL,
         provenance={"recipe": {"epochs": 8}, "data": "abc"},
     )
     config.save_pretrained(tmp_path)
     loaded = BoneAgeConfig.from_pretrained(tmp_path)
     fields = set(BoneAgeConfig.__annotations__)
     assert {name: getattr(loaded, name) for name in fields} == {name: getattr(config, name) for name in fields}
-    assert len(fields) == 17
+    assert len(fields) == 20
+
+
+BAD_CORRECTIONS: list[dict[str, Any]] = [
+    {"knots": [1.0]},
+    {"knots_months": [20.0, 120.0]},
+    {"knots_months": [20.0, 20.0, 30.0]},
+    {"knots_months": [20.0], "offsets_months": [1.0]},
+    {"knots_months": "20"},
+    {"offsets_months": [0.0, 0.0, math.nan]},
+    {"offsets_months": [0.0, -100.0, 0.0]},  # no longer monotone
+]
+BAD_CALIBRATIONS: list[dict[str, Any]] = [
+    {"offsets_months": [1.0]},
+    {"offsets_months": [1.0, math.inf]},
+    {"slope": 0.4},
+    {"slope": True},
+    {"centre_months": None},
+    {"shift": 1.0},
+]
+BAD_INTERVALS: list[dict[str, Any]] = [
+    {"alpha": 0.2},
+    {"alpha": None},
+    {"edges_months": [150.0, 100.0]},
+    {"edges_months": [100.0]},
+    {"edges_months": [1.0, 2.0, 3.0], "quantiles": [1.0, 1.0, 1.0, 1.0]},
+    {"quantiles": [2.1, 0.0, 2.2]},
+    {"quantiles": [2.1, math.inf, 2.2]},
+    {"quantiles": [2.1, "2.0", 2.2]},
+    {"knots_months": [], "spread_months": []},
+    {"spread_months": [6.0]},
+    {"spread_months": [6.0, -1.0]},
+    {"width": 3},
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "change"),
+    [
+        *(("age_correction", CORRECTION, change) for change in BAD_CORRECTIONS),
+        *(("local_calibration", LOCAL, change) for change in BAD_CALIBRATIONS),
+        *(("interval", INTERVAL, change) for change in BAD_INTERVALS),
+    ],
+)
+def test_what_is_laid_on_the_answer_is_refused_if_it_makes_no_sense(
+    field: str, good: dict[str, Any], change: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"sex_input": "embedding", field: good}
+    BoneAgeConfig(**settings)
+    with pytest.raises(InputError, match=f"^{field}") as refusal:
+        BoneAgeConfig(**settings | {field: good | change})
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_without_sex_has_one_local_offset() -> None:
+    assert BoneAgeConfig(local_calibration=LOCAL | {"offsets_months": [1.5]}).local_calibration is not None
+    with pytest.raises(InputError, match="must be one"):
+        BoneAgeConfig(local_calibration=LOCAL)
 
 
 def test_a_tuple_of_widths_becomes_the_list_that_json_knows() -> None:

@@ -230,7 +230,8 @@ def test_metrics_json_is_what_the_evaluation_returned(evaluated: tuple[Path, dic
 def test_metrics_json_carries_all_that_a_figure_needs(evaluated: tuple[Path, dict[str, Any]]) -> None:
     assert list(evaluated[1]) == [
         *("checkpoint", "revision", "protocol", "split", "n", "flip_average", "metrics", "groups"),
-        *("data_fingerprint", "predictions_sha256", "package_version", "commit", "versions", "date"),
+        *("error_over_age", "interval", "data_fingerprint", "predictions_sha256"),
+        *("package_version", "commit", "versions", "date"),
     ]
 
 

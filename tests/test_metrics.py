@@ -3,16 +3,28 @@ import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import linregress
 
 from boneage_hf import metrics
 from boneage_hf.errors import InputError
-from boneage_hf.metrics import MEASURES, MISSING, by_group, error_metrics, format_metrics, match_by_id
+from boneage_hf.metrics import (
+    MEASURES,
+    MISSING,
+    by_group,
+    coverage_metrics,
+    error_metrics,
+    error_over_age,
+    format_coverage,
+    format_metrics,
+    match_by_id,
+)
 
 PREDICTED = [100.0, 130.0, 66.0, 183.0, 30.0]
 REFERENCE = [106.0, 120.0, 60.0, 180.0, 54.0]
@@ -291,3 +303,151 @@ def test_the_evaluate_metric_works_on_after_refusing_years(bone_age_error: Any) 
 def test_every_measure_is_defined_in_the_help_of_the_evaluate_metric(bone_age_error: Any) -> None:
     text = str(type(bone_age_error).__doc__)
     assert all(f"{key} " in text or f"{key}, " in text for key in MEASURES)
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+def interval_table(n: int = 300, *, seed: int = 0, half: float = 10.0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    reference = rng.uniform(10, 220, n)
+    predicted = reference + rng.normal(0, 6, n)
+    return pd.DataFrame(
+        {
+            "predicted_months": predicted,
+            "reference_months": reference,
+            "sex": rng.choice(["female", "male"], n),
+            "interval_low_months": np.maximum(predicted - half, 0),
+            "interval_high_months": predicted + half * (1 + predicted / 200),
+        }
+    )
+
+
+def slow_coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One group, by the text of the docstring; the exact interval by bisection on binomial tails."""
+    n = len(rows)
+    covered = sum(row["interval_low_months"] <= row["reference_months"] <= row["interval_high_months"] for row in rows)
+
+    def tail(p: float, hits: range) -> float:
+        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in hits)
+
+    def solve(rises: Callable[[float], float]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if rises(middle) < 0 else (low, middle)
+        return low
+
+    ends = [
+        0.0 if covered == 0 else solve(lambda p: tail(p, range(covered, n + 1)) - 0.025),
+        1.0 if covered == n else solve(lambda p: 0.025 - tail(p, range(covered + 1))),
+    ]
+    widths = [row["interval_high_months"] - row["interval_low_months"] for row in rows]
+    return {
+        "n": n,
+        "covered": covered,
+        "coverage": covered / n,
+        "coverage_ci95": pytest.approx(ends, abs=1e-6),
+        "mean_width_months": pytest.approx(sum(widths) / n),
+        "median_width_months": pytest.approx(float(np.median(widths))),
+    }
+
+
+def test_the_coverage_of_every_group_equals_a_plain_count() -> None:
+    table = interval_table(90)
+    found = coverage_metrics(table)
+    rows: list[dict[str, Any]] = [dict(zip(table.columns, row, strict=True)) for row in table.to_numpy().tolist()]
+    assert found["all"] == slow_coverage(rows)
+    for sex in ("female", "male"):
+        assert found["by_sex"][sex] == slow_coverage([row for row in rows if row["sex"] == sex])
+    for key, column in (
+        ("by_predicted_tercile", "predicted_months"),
+        ("by_reference_tercile", "reference_months"),
+    ):
+        ordered = sorted(rows, key=lambda row: row[column])
+        for name, part in zip(("lowest", "middle", "highest"), (0, 1, 2), strict=True):
+            assert found[key][name] == slow_coverage(ordered[30 * part : 30 * (part + 1)])
+
+
+def test_a_reference_on_the_end_of_an_interval_is_covered() -> None:
+    table = pd.DataFrame(
+        {"predicted_months": [5.0, 5.0], "reference_months": [2.0, 8.0], "interval_low_months": [2.0, 2.0]}
+    ).assign(interval_high_months=8.0)
+    found = coverage_metrics(table)
+    assert (found["all"]["covered"], found["all"]["mean_width_months"]) == (2, 6.0)
+    assert "by_sex" not in found
+
+
+def test_coverage_is_plain_numbers() -> None:
+    found = coverage_metrics(interval_table())
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_table_without_intervals_is_refused_coverage() -> None:
+    with pytest.raises(InputError, match="interval_high_months"):
+        coverage_metrics(interval_table().drop(columns="interval_high_months"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [("interval_low_months", 1e4, "end before they begin"), ("interval_high_months", math.nan, "NaN or infinite")],
+)
+def test_an_interval_that_is_none_is_refused(column: str, value: float, sentence: str) -> None:
+    table = interval_table()
+    table.loc[3, column] = value
+    with pytest.raises(InputError, match=sentence):
+        coverage_metrics(table)
+
+
+def test_every_group_has_a_line_with_coverage_and_width() -> None:
+    table = interval_table()
+    lines = format_coverage(coverage_metrics(table)).splitlines()
+    assert [line.split("  n ")[0].strip() for line in lines] == [
+        *("all", "female", "male"),
+        *(
+            f"{third} third, {what}"
+            for what in ("predicted", "reference")
+            for third in ("lowest", "middle", "highest")
+        ),
+    ]
+    covered = (table.interval_low_months <= table.reference_months) & (
+        table.reference_months <= table.interval_high_months
+    )
+    assert f"{100 * covered.mean():.1f} %" in lines[0]
+    assert f"{(table.interval_high_months - table.interval_low_months).mean():.1f} months" in lines[0]
+
+
+# --- the error over age ---------------------------------------------------------------------------------------------
+
+
+def test_the_slopes_equal_those_of_a_library() -> None:
+    table = interval_table()
+    found = error_over_age(table.predicted_months, table.reference_months, n_resamples=0)
+    errors = table.predicted_months - table.reference_months
+    for name in ("reference", "predicted"):
+        assert found[f"slope_over_{name}"] == pytest.approx(linregress(table[f"{name}_months"], errors).slope)
+        assert found[f"slope_over_{name}_ci95"] == [None, None]
+
+
+def test_regression_to_the_mean_is_seen_over_the_reference_with_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    reference = rng.normal(127, 40, 600)
+    found = error_over_age(127 + 0.85 * (reference - 127) + rng.normal(0, 6, 600), reference)
+    assert found["slope_over_reference"] == pytest.approx(-0.15, abs=0.03)
+    low, high = found["slope_over_reference_ci95"]
+    assert low < -0.15 < high < -0.1
+
+
+def test_noise_of_the_reference_alone_makes_no_slope_over_the_prediction() -> None:
+    rng = np.random.default_rng(2)
+    best = rng.normal(127, 30, 2000)
+    found = error_over_age(best, best + rng.normal(0, 10, 2000), n_resamples=500)
+    assert found["slope_over_reference"] < -0.05
+    low, high = found["slope_over_predicted_ci95"]
+    assert low < 0 < high
+
+
+def test_a_constant_age_has_no_slope() -> None:
+    found = error_over_age([100.0, 100.0, 100.0], [90.0, 95.0, 110.0])
+    assert (found["slope_over_predicted"], found["slope_over_predicted_ci95"]) == (None, [None, None])
+    assert found["slope_over_reference"] == pytest.approx(-1.0)

@@ -29,28 +29,23 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 COMMANDS = (
-    "prepare",
-    "explore",
-    "train",
-    "evaluate",
-    "predict",
-    "explain",
-    "summary",
-    "card",
-    "convert-lite0",
-    "demo",
+    *("prepare", "explore", "train", "fit-interval", "evaluate", "predict", "explain"),
+    *("calibrate", "summary", "card", "convert-lite0", "demo"),
 )
 
 # --- who may import whom --------------------------------------------------------------------------------------------
 
 BASE = {"errors", "sex"}
-CONFIGURATION = BASE | {"configuration_boneage"}
+LAID_ON = BASE | {"interval_boneage", "correction_boneage"}
+CONFIGURATION = LAID_ON | {"configuration_boneage"}
 MODEL = CONFIGURATION | {"backbones_boneage", "modeling_boneage"}
 #: The files that a checkpoint carries to the Hub.
 TRAVELLING = {
     "errors": set(),
     "sex": {"errors"},
-    "configuration_boneage": BASE,
+    "interval_boneage": {"errors"},
+    "correction_boneage": {"errors", "interval_boneage"},
+    "configuration_boneage": LAID_ON,
     "radiograph": CONFIGURATION,
     "image_processing_boneage": CONFIGURATION,
     "quality": CONFIGURATION,
@@ -72,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "clinical": LEAF,
     "explain": LEAF | MODEL,
     "report": LEAF | {"clinical"},
+    "calibration": LAID_ON | {"metrics"},
     # the data set, drawn hands included
     "stored_image": LEAF,
     "splits": BASE,
@@ -87,9 +83,10 @@ ALLOWED: dict[str, set[str]] = {
     "hub": TRAVELS | {"registration"},
     "summary": MODEL | {"hub"},
     "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub"},
+    "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
-    "card": BASE | {"metrics", "summary", "hub"},
+    "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}
