@@ -13,6 +13,7 @@ statistics of its own share, as usual with data parallelism, and draws its own d
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import errno
@@ -208,6 +209,20 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed blocks instead of handing them back to the system; returns whether the setting was taken.
+
+    The buffers of a training step on a CPU have the same sizes in every step. By default each is mapped anew and the
+    system fills it with zeros first, a third of the time of a step (1.9 s against 1.2 s for 32 images of 224 px on 2
+    cores). Settings M_MMAP_MAX = -4 and M_TRIM_THRESHOLD = -1 of mallopt(3). Other systems' allocators have no
+    such call and are left alone.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(-4, 0)) and bool(mallopt(-1, -1))
+
+
 def _write_failure(error: Exception, folder: Path) -> InputError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     reason = "the disk is full" if full else f"writing failed ({error})"
@@ -234,6 +249,8 @@ class TrainingRun:
         self.accelerator, self.folder, self.recipe, self.processor = accelerator, folder, recipe, processor
         self.train_images, self.validation_images = train_images, validation_images
         self.accumulation = accumulation
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.share = shares(recipe.batch_size, accelerator.num_processes, accumulation)
         self.steps_per_epoch = len(epoch_order(recipe, train_images, 0)) // recipe.batch_size
         if self.steps_per_epoch == 0:

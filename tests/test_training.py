@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import socket
@@ -45,6 +46,7 @@ from boneage_hf.training import (
     build_model,
     build_optimizer,
     epoch_order,
+    keep_freed_memory,
     learning_rate,
     make_batch,
     make_processor,
@@ -1180,3 +1182,8 @@ def test_a_checkpoint_folder_is_replaced_as_a_whole(finished: Finished, tmp_path
         "preprocessor_config.json",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_freed_memory_is_kept_where_the_allocator_can_be_told() -> None:
+    known = platform.libc_ver()[0] == "glibc"
+    assert keep_freed_memory() is known
