@@ -29,6 +29,7 @@ class Recipe:
         learning_rate: the peak one.
         schedule: `"constant"` or `"one_cycle"` (cosine up over 30 % of the steps, cosine down to 1/1000).
         loss: `"mse"` or `"smooth_l1"` with beta 0.1, see [`BoneAgeConfig`].
+        feature_dropout, head_dropout: see [`BoneAgeConfig`]; a checkpoint that the run starts from takes them too.
         scale_targets: fit mean and SD of age on the training split; if false the targets are raw months.
         ema: decay of the moving average of the weights that is validated and saved, 0 for none.
         seed: of order, augmentation, dropout and random weights.
@@ -50,6 +51,8 @@ class Recipe:
     learning_rate: float = 1e-3
     schedule: str = "one_cycle"
     loss: str = "smooth_l1"
+    feature_dropout: float = 0.5
+    head_dropout: float = 0.25
     scale_targets: bool = True
     ema: float = 0.998
     seed: int = 0
@@ -73,8 +76,9 @@ class Recipe:
         for name in ("weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"Recipe: {name} must be 0 or more, not {getattr(self, name)}.")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"Recipe: ema must lie in [0, 1), not {self.ema}.")
+        for name in ("ema", "feature_dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Recipe: {name} must lie in [0, 1), not {getattr(self, name)}.")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -574,11 +574,15 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
         age_mean_months=float(months.mean()) if recipe.scale_targets else 0.0,
         age_sd_months=float(months.std()) if recipe.scale_targets else 1.0,
         loss=recipe.loss,
+        feature_dropout=recipe.feature_dropout,
+        head_dropout=recipe.head_dropout,
     )
     if not (Path(initial_weights) / "config.json").is_file():
         model = BoneAgeModel(wanted)
         return model, load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
-    model = BoneAgeModel.from_pretrained(initial_weights)
+    model = BoneAgeModel.from_pretrained(
+        initial_weights, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
+    )
     for field in ("backbone", "sex_input"):
         if getattr(model.config, field) != getattr(wanted, field):
             raise InputError(

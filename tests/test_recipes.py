@@ -98,6 +98,8 @@ def test_a_choice_takes_what_exists_and_names_it_for_what_does_not(field: str, k
         ("ema", 1.0),
         ("ema", -0.1),
         ("ema", float("nan")),
+        ("feature_dropout", 1.0),
+        ("head_dropout", -0.1),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(field: str, value: float) -> None:
