@@ -5,6 +5,8 @@ Every backbone takes `pixel_values` (B, 3, H, W), standardised, and returns a fe
 
 Parameter names are those of timm (and, for VGG, torchvision), so published ImageNet files fit without renaming.
 
+`TransformersBackbone` wraps any backbone of transformers in the same way.
+
 * VGG19: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
   arXiv:1409.1556, table 1, column E; `vgg19_bn` adds batch normalisation after every convolution as torchvision does.
 * EfficientNet-Lite: the official TensorFlow release (tensorflow/tpu, `models/official/efficientnet/lite`), that is
@@ -14,11 +16,16 @@ Parameter names are those of timm (and, for VGG, torchvision), so published Imag
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import AutoBackbone, AutoConfig
+
+from .configuration_boneage import BoneAgeConfig
+from .errors import InputError
 
 
 class Backbone(nn.Module):
@@ -363,9 +370,73 @@ class TinyBackbone(Backbone):
         return self.act(self.blocks(hidden))  # (B, 32, H/32, W/32)
 
 
+# --- of transformers ------------------------------------------------------------------------------------------------
+
+
+class TransformersBackbone(nn.Module):
+    """The last feature map of any `AutoBackbone` of transformers (ResNet, ConvNeXtV2, DINOv2, Swin, ...).
+
+    Args:
+        backbone_config: a backbone's config as its `to_dict()` gives it, with `model_type`.
+
+    Raises:
+        InputError: transformers knows no such backbone, or not with these settings.
+    """
+
+    def __init__(self, backbone_config: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone_config = dict(backbone_config)
+        self.model = self._make()
+        self.num_features: int = self.model.channels[-1]
+
+    def _make(self) -> Any:
+        settings = {name: value for name, value in self.backbone_config.items() if name != "model_type"}
+        try:
+            return AutoBackbone.from_config(AutoConfig.for_model(self.backbone_config["model_type"], **settings))
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"transformers makes no backbone of this backbone_config ({reason}): take the config of a model that "
+                "AutoBackbone can load."
+            ) from None
+
+    def grid(self, image_size: int) -> int:
+        """Side of the feature map, in cells, found by a forward pass without values (on the meta device).
+
+        Raises:
+            InputError: the backbone takes no image of this size, or its map is not square.
+        """
+        with torch.device("meta"), torch.no_grad():
+            try:
+                shape = self._make().eval()(torch.zeros(1, 3, image_size, image_size)).feature_maps[-1].shape
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"This backbone takes no images of {image_size} x {image_size} px "
+                    f"({' '.join(str(error).split())[:120]}): choose another image_size."
+                ) from None
+        if len(shape) != 4 or shape[2] != shape[3]:
+            raise InputError("This backbone gives no square feature map of a square image: choose another one.")
+        return int(shape[3])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Standardised images (B, 3, H, W) -> (B, num_features, h, w)."""
+        return self.model(pixel_values).feature_maps[-1]
+
+
 BACKBONES: dict[str, type[Backbone]] = {
     "vgg19": Vgg19,
     "vgg19_bn": Vgg19Bn,
     "efficientnet_lite0": EfficientNetLite0,
     "tiny": TinyBackbone,
 }
+
+
+def make_backbone(config: BoneAgeConfig) -> "Backbone | TransformersBackbone":
+    """The backbone that a config names, with random weights.
+
+    Raises:
+        InputError: see [`TransformersBackbone`].
+    """
+    if config.backbone_config is not None:
+        return TransformersBackbone(config.backbone_config)
+    return BACKBONES[config.backbone]()

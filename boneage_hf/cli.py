@@ -72,7 +72,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if summary["interval"] is not None:
         print("90 % interval, coverage of one clinical reading:")
         print(format_coverage(summary["interval"]))
-    for name in ("metrics.json", "predictions.csv", "table.csv"):
+    for name in (
+        "metrics.json",
+        "predictions.csv",
+        "table.csv",
+        "scatter.png",
+        "bland_altman.png",
+        "error_by_age.png",
+    ):
         print(Path(options.out) / name)
     return 0
 
@@ -168,6 +175,14 @@ def _convert_lite0(options: argparse.Namespace) -> int:
 
     for key, value in convert_lite0(Path(options.out)).items():
         print(f"{key}: {value}")
+    return 0
+
+
+def _fold(options: argparse.Namespace) -> int:
+    from .folding import fold_checkpoint
+
+    print(fold_checkpoint(options.checkpoint, Path(options.out)))
+    print(options.out)
     return 0
 
 
@@ -281,6 +296,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = add("convert-lite0", _convert_lite0, "ImageNet weights of EfficientNet-Lite0 -> safetensors")
     convert.add_argument("out", help="the .safetensors file to write")
+
+    fold = add("fold", _fold, "a checkpoint with vgg19_bn -> the same network as plain vgg19")
+    fold.add_argument("checkpoint", help="folder or Hub id")
+    fold.add_argument("out", help="folder of the new checkpoint")
 
     demo = add("demo", _demo, "open the Space")
     demo.add_argument("--model", default="default", help="folder, Hub id, or default")

@@ -10,7 +10,7 @@ from .correction_boneage import check_age_correction, check_local_calibration
 from .errors import InputError
 from .interval_boneage import check_interval
 
-BACKBONE_NAMES = ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny")
+BACKBONE_NAMES = ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny", "auto")
 SEX_INPUTS = ("none", "embedding")
 LOSSES = ("mse", "smooth_l1")
 
@@ -44,7 +44,10 @@ class BoneAgeConfig(PreTrainedConfig):
     settings from the parent Kaggle kernel "Attention on Pretrained-VGG16 for Bone Age").
 
     Args:
-        backbone (`str`, defaults to `"vgg19"`): `"vgg19"`, `"vgg19_bn"`, `"efficientnet_lite0"` or `"tiny"` (tests).
+        backbone (`str`, defaults to `"vgg19"`): `"vgg19"`, `"vgg19_bn"`, `"efficientnet_lite0"`, `"tiny"` (tests) or
+            `"auto"`: the `AutoBackbone` of transformers that `backbone_config` describes.
+        backbone_config (`dict`, *optional*): for `"auto"` only: the config of a transformers backbone as its
+            `to_dict()` gives it, with `model_type` (`"resnet"`, `"convnextv2"`, `"dinov2"`, ...).
         freeze_backbone (`bool`, defaults to `True`): the backbone neither trains nor updates its BatchNorm statistics.
         image_size (`int`, defaults to 384): side of the square input in pixels, 32 to 2048. The locally connected
             attention belongs to the grid of this size.
@@ -81,6 +84,7 @@ class BoneAgeConfig(PreTrainedConfig):
     model_type = "boneage"
 
     backbone: str = "vgg19"
+    backbone_config: dict | None = None
     freeze_backbone: bool = True
     image_size: int = 384
     sex_input: str = "none"
@@ -119,6 +123,13 @@ class BoneAgeConfig(PreTrainedConfig):
         for field, known in (("backbone", BACKBONE_NAMES), ("sex_input", SEX_INPUTS), ("loss", LOSSES)):
             if getattr(self, field) not in known:
                 raise InputError(f"{field} must be one of {', '.join(known)}, not {getattr(self, field)!r}.")
+        if (self.backbone == "auto") != (self.backbone_config is not None):
+            raise InputError(
+                'backbone "auto" and backbone_config belong together: give the config of a transformers backbone with '
+                '"auto", and none with any other backbone.'
+            )
+        if self.backbone_config is not None and not isinstance(self.backbone_config.get("model_type"), str):
+            raise InputError('backbone_config needs a "model_type", such as "convnextv2": take a config\'s to_dict().')
 
     def validate_sizes(self) -> None:
         if not 32 <= self.image_size <= 2048:

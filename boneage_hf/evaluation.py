@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
+from .evaluation_plots import draw_evaluation
 from .files import write_text
+from .hub import storage_tensors
 from .image_processing_boneage import BoneAgeImageProcessor
 from .interval_boneage import interval_months
 from .metrics import by_group, coverage_metrics, error_metrics, error_over_age
@@ -60,6 +63,42 @@ def predict_prepared(
         output = predict_batch(model, pixel_values, sex=codes, flip_average=flip_average)
         months.append(output.bone_age_months.float().cpu().numpy())
     return np.concatenate(months) if months else np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class StorageDifference:
+    """By how much float16 storage moves predictions, in months, over `n` images."""
+
+    n: int
+    mean_months: float
+    largest_months: float
+
+    @property
+    def allowed(self) -> bool:
+        """Far below what a reader could see: 0.05 month on average and 0.5 at most."""
+        return self.mean_months < 0.05 and self.largest_months <= 0.5
+
+
+def float16_difference(
+    model: BoneAgeModel, processor: BoneAgeImageProcessor, pixels: np.ndarray, sex: np.ndarray
+) -> StorageDifference:
+    """Predictions with the weights as they are against those with the weights as float16 would store them.
+
+    Args:
+        pixels, sex: as of [`predict_prepared`]; at least one image.
+
+    Raises:
+        InputError: a weight does not fit into float16.
+    """
+    # Fresh models: a training model may run in mixed precision, whose rounding is larger than what is looked for.
+    exact, stored = BoneAgeModel(model.config), BoneAgeModel(model.config)
+    for own in (exact, stored):
+        torch.nn.Module.to(own, model.device)  # transformers' own `to` has no types
+    exact.load_state_dict(model.state_dict())
+    stored.load_state_dict({name: value.float() for name, value in storage_tensors(model).items()}, strict=True)
+    months = [predict_prepared(own, processor, pixels, sex).astype(np.float64) for own in (exact, stored)]
+    moved = np.abs(months[0] - months[1])
+    return StorageDifference(len(moved), float(moved.mean()), float(moved.max()))
 
 
 def predict_dataset(
@@ -159,7 +198,7 @@ def evaluate_checkpoint(
     flip_average: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Predict a split and write `predictions.csv`, `table.csv` and `metrics.json` into the folder `out`.
+    """Predict a split and write `predictions.csv`, `table.csv`, `metrics.json` and three plots into the folder `out`.
 
     `predictions.csv` holds ids and predictions only; `table.csv` adds references, sex and the ends of the
     interval, for the user's disk only.
@@ -192,6 +231,7 @@ def evaluate_checkpoint(
     write_text(out / "predictions.csv", predictions_csv(table))
     write_text(out / "table.csv", table.to_csv(index=False))
     write_text(out / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    draw_evaluation(table, out, title=f"{summary['checkpoint']} {summary['revision']}, {summary['protocol']}")
     return summary
 
 

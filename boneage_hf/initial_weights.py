@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .backbones_boneage import BACKBONES, EfficientNetLite0
+from .backbones_boneage import BACKBONES, EfficientNetLite0, TransformersBackbone
 from .errors import InputError
 
 IMAGENET_IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -55,6 +56,10 @@ WEIGHTS_FILE = "model.safetensors"
 BACKBONE_PREFIX = "backbone."
 CLASSIFIER_PREFIXES = ("pre_logits.fc1.", "pre_logits.fc2.", "head.fc.", "classifier.")
 """ImageNet classifiers in timm's and torchvision's files: the only tensors that may be left unread."""
+
+_NOT_OF_BACKBONES = frozenset(
+    {"_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype", "transformers_version"}
+)
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _OTHER_WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".h5", ".pkl", ".npz", ".onnx")
@@ -107,6 +112,79 @@ def load_initial_weights(backbone: nn.Module, source: str, *, backbone_name: str
             "Hub id such as timm/vgg19.tv_in1k."
         )
     return _load_hub(backbone, hub_id["repo"], revision=hub_id["revision"], backbone_name=backbone_name)
+
+
+def read_backbone_config(source: str) -> dict[str, Any]:
+    """The config of a transformers model that `AutoBackbone` can load, as `BoneAgeConfig.backbone_config` keeps it.
+
+    Args:
+        source: Hub id (`facebook/convnextv2-tiny-1k-224`, with `@revision` if wanted) or a folder with `config.json`.
+
+    Raises:
+        InputError: there is no such config.
+    """
+    from transformers import AutoConfig
+
+    repo, revision = _transformers_source(source)
+    try:
+        config = AutoConfig.from_pretrained(repo, revision=revision).to_dict()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{source!r} is no model of transformers that could be reached ({' '.join(str(error).split())[:160]}): "
+            "give a Hub id or a folder with its config.json and model.safetensors."
+        ) from None
+    # What belongs to a classifier or to one machine's files plays no part in a backbone.
+    return {key: value for key, value in config.items() if key not in _NOT_OF_BACKBONES}
+
+
+def load_transformers_backbone(backbone: TransformersBackbone, source: str) -> dict[str, str | None]:
+    """Fill a backbone of transformers in place with the published weights that belong to its config.
+
+    Returns:
+        Provenance as of [`load_initial_weights`].
+
+    Raises:
+        InputError: the weights cannot be reached, are not safetensors, or lack tensors of the backbone.
+    """
+    repo, revision = _transformers_source(source)
+    try:
+        # The class itself: AutoBackbone asks the Hub about a local folder, and fails offline.
+        loaded: Any = type(backbone.model).from_pretrained(
+            repo, revision=revision, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The weights of {source!r} could not be loaded ({' '.join(str(error).split())[:160]}): only safetensors "
+            "are read; choose a model that has them."
+        ) from None
+    model, info = loaded
+    # Norms on the feature maps exist in backbones only, not in the classifiers whose weights are published.
+    missing = [key for key in info["missing_keys"] if not key.startswith("hidden_states_norms.")]
+    if missing:
+        raise InputError(
+            f"{source!r} lacks weights of its backbone ({_first(sorted(missing))}), which would stay random: choose "
+            "another model."
+        )
+    backbone.model.load_state_dict(model.state_dict())
+    local = Path(source).is_dir()
+    return {
+        "source": Path(source).resolve().name if local else repo,
+        "revision": None if local else getattr(model.config, "_commit_hash", None),
+        "sha256": _sha256(Path(source) / WEIGHTS_FILE) if local and (Path(source) / WEIGHTS_FILE).is_file() else None,
+        "licence": None,
+    }
+
+
+def _transformers_source(source: str) -> tuple[str, str]:
+    if Path(source).is_dir():
+        return source, "main"
+    hub_id = _HUB_ID.fullmatch(source)
+    if hub_id is None:
+        raise InputError(
+            f'The backbone "auto" starts from a model of transformers, not from {source!r}: give a Hub id such as '
+            "facebook/convnextv2-tiny-1k-224 or a folder."
+        )
+    return hub_id["repo"], hub_id["revision"] or "main"
 
 
 def _load_local(backbone: nn.Module, file: Path, *, name: str, backbone_name: str) -> dict[str, str | None]:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from .backbones_boneage import BACKBONES
+from .backbones_boneage import make_backbone
 from .configuration_boneage import BoneAgeConfig
 from .correction_boneage import correct_months
 from .errors import InputError
@@ -173,7 +173,7 @@ class BoneAgeModel(BoneAgePreTrainedModel):
     def __init__(self, config: BoneAgeConfig) -> None:
         super().__init__(config)
         config.validate()  # a field may have been set since the config was made
-        self.backbone = BACKBONES[config.backbone]()
+        self.backbone = make_backbone(config)
         channels, grid = self.backbone.num_features, self.backbone.grid(config.image_size)
         self.feature_norm = nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.attention = AttentionPooling(config, channels, grid)
@@ -234,11 +234,12 @@ class BoneAgeModel(BoneAgePreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         sex: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_features: bool = False,
         return_dict: bool | None = None,
+        backbone_features: torch.Tensor | None = None,
     ) -> BoneAgeOutput:
         """
         Args:
@@ -247,13 +248,22 @@ class BoneAgeModel(BoneAgePreTrainedModel):
             labels: (B,) bone age in months.
             output_features: also return the normalised feature maps.
             return_dict: `False` gives a plain tuple.
+            backbone_features: (B, C, h, w), what `model.backbone` answered to the images, instead of `pixel_values`:
+                for training on features that were computed before.
 
         Raises:
-            InputError: wrong shape, wrong size, or sex missing or out of range.
+            InputError: wrong shape, wrong size, both or none of images and features, or sex missing or out of range.
         """
-        self._check_inputs(pixel_values, sex)
-        features = self.backbone(pixel_values)  # (B, C, h, w)
-        with maybe_autocast(pixel_values.device.type, enabled=False):
+        if (pixel_values is None) == (backbone_features is None):
+            raise InputError("Give the model either pixel_values or backbone_features.")
+        if pixel_values is not None:
+            self._check_images(pixel_values)
+            self._check_sex(len(pixel_values), sex)
+            features = self.backbone(pixel_values)  # (B, C, h, w)
+        else:
+            features = self._checked_features(backbone_features)  # (B, C, h, w)
+            self._check_sex(len(features), sex)
+        with maybe_autocast(features.device.type, enabled=False):
             features = self.feature_norm(features.to(self.feature_norm.weight.dtype))  # (B, C, h, w)
             pooled, attention = self.attention(features)  # (B, C), (B, h, w)
             scaled = self.head(pooled, sex).float()  # (B,)
@@ -278,7 +288,17 @@ class BoneAgeModel(BoneAgePreTrainedModel):
             return nn.functional.mse_loss(scaled, target)
         return nn.functional.smooth_l1_loss(scaled, target, beta=self.config.smooth_l1_beta)
 
-    def _check_inputs(self, pixel_values: torch.Tensor, sex: torch.Tensor | None) -> None:
+    def _checked_features(self, backbone_features: Any) -> torch.Tensor:
+        grid = self.attention.local.weight.shape[0]
+        expected = (self.backbone.num_features, grid, grid)
+        if tuple(backbone_features.shape[1:]) != expected:
+            raise InputError(
+                f"backbone_features must have the shape (B, {', '.join(map(str, expected))}), not "
+                f"{tuple(backbone_features.shape)}; make them with this model's backbone."
+            )
+        return backbone_features
+
+    def _check_images(self, pixel_values: torch.Tensor) -> None:
         size = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise InputError(
@@ -291,12 +311,14 @@ class BoneAgeModel(BoneAgePreTrainedModel):
                 f"{pixel_values.shape[2]} x {pixel_values.shape[3]}: resize them with its BoneAgeImageProcessor, or "
                 "interpolate the attention on purpose with model.resize_attention(image_size)."
             )
+
+    def _check_sex(self, images: int, sex: torch.Tensor | None) -> None:
         if not self.config.uses_sex:
             return
         if sex is None:
             raise InputError('This model needs each child\'s sex: pass sex (B,) with 0 for "female" and 1 for "male".')
-        if sex.shape != pixel_values.shape[:1] or sex.is_floating_point() or sex.dtype == torch.bool:
-            raise InputError(f"sex must be one integer per image, shape ({len(pixel_values)},), 0 female or 1 male.")
+        if tuple(sex.shape) != (images,) or sex.is_floating_point() or sex.dtype == torch.bool:
+            raise InputError(f"sex must be one integer per image, shape ({images},), 0 female or 1 male.")
         if not bool(((sex == 0) | (sex == 1)).all()):
             raise InputError("sex must be 0 (female) or 1 (male) for every image.")
 

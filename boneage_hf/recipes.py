@@ -14,9 +14,12 @@ class Recipe:
     """All that decides a training run besides data, initial weights and hardware; saved beside the weights.
 
     Args:
-        backbone: see [`BoneAgeConfig`].
+        backbone: see [`BoneAgeConfig`]; with `"auto"` the initial weights are a model of transformers (Hub id or
+            folder), whose config the backbone takes.
         sex_input: `"none"` or `"embedding"`.
         freeze_backbone: train attention and head only.
+        cached_views: with a frozen backbone, how many augmented views of each training image go through it, once,
+            before training; every step then draws one of them. 0: the backbone runs in every step.
         image_size: px, side of the network's input.
         source_size: px, the geometry that images are first reduced to (299 for the squashed copies), or None.
         augmentation: a name of `boneage_hf.augmentation.AUGMENTATIONS`.
@@ -38,6 +41,7 @@ class Recipe:
     backbone: str = "efficientnet_lite0"
     sex_input: str = "embedding"
     freeze_backbone: bool = False
+    cached_views: int = 0
     image_size: int = 224
     source_size: int | None = 299
     augmentation: str = "strong"
@@ -59,7 +63,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
-            "backbone": ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny"),
+            "backbone": ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny", "auto"),
             "sex_input": ("none", "embedding"),
             "loss": ("mse", "smooth_l1"),
             "augmentation": ("none", "reference", "strong"),
@@ -73,12 +77,18 @@ class Recipe:
         for name in ("epochs", "batch_size", "eval_batch_size", "per_category", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"Recipe: {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("weight_decay", "seed"):
+        for name in ("weight_decay", "seed", "cached_views"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"Recipe: {name} must be 0 or more, not {getattr(self, name)}.")
         for name in ("ema", "feature_dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Recipe: {name} must lie in [0, 1), not {getattr(self, name)}.")
+        if self.cached_views and not self.freeze_backbone:
+            raise InputError(
+                "Recipe: cached_views needs freeze_backbone=true: features of a training backbone change."
+            )
+        if self.cached_views > 1 and self.augmentation == "none":
+            raise InputError("Recipe: without augmentation all views are the same: set cached_views to 1, or to 0.")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -37,10 +37,12 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from . import __version__, augmentation
+from .backbones_boneage import TransformersBackbone
 from .configuration_boneage import BoneAgeConfig
 from .data import fingerprint, load_split, read_manifest
 from .errors import InputError
-from .evaluation import git_commit, package_versions, predict_prepared
+from .evaluation import float16_difference, git_commit, package_versions, predict_prepared
+from .features import CachedFeatures, cached_features
 from .files import write_text
 from .hub import save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
@@ -49,6 +51,8 @@ from .initial_weights import (
     IMAGENET_IMAGE_MEAN,
     IMAGENET_IMAGE_STD,
     load_initial_weights,
+    load_transformers_backbone,
+    read_backbone_config,
 )
 from .modeling_boneage import BoneAgeModel
 from .prepared import PreparedImages, prepare_images
@@ -58,6 +62,9 @@ from .splits import age_band
 
 #: JPEG quality of the 299 px copies of the RSNA images: with it originals give the very pixels of their copies.
 COPY_JPEG_QUALITY = 92
+
+#: Validation images on which the effect of storing the best weights as float16 is measured.
+STORAGE_CHECK_IMAGES = 32
 
 RUN_FILE = "run.json"
 STATE_FILE = "state.safetensors"
@@ -115,9 +122,10 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 class Batch:
     """One process's share of a global batch, for one accumulation step."""
 
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None
     sex: torch.Tensor | None
     labels: torch.Tensor
+    backbone_features: torch.Tensor | None = None
 
 
 def make_batch(
@@ -134,6 +142,24 @@ def make_batch(
     pixel_values = processor.to_pixel_values(augmentation.apply(pixels, parameters))
     return Batch(
         pixel_values=pixel_values.contiguous(memory_format=torch.channels_last),
+        sex=torch.from_numpy(images.sex[indices]).to(device) if uses_sex else None,
+        labels=torch.from_numpy(images.bone_age_months[indices]).to(device),
+    )
+
+
+def make_feature_batch(
+    images: PreparedImages,
+    features: CachedFeatures,
+    indices: np.ndarray,
+    views: np.ndarray,
+    *,
+    uses_sex: bool,
+    device: torch.device,
+) -> Batch:
+    """As [`make_batch`], from features that were computed before; `views` (n,) names one for each image."""
+    return Batch(
+        pixel_values=None,
+        backbone_features=torch.from_numpy(features.of(indices, views)).to(device).float(),
         sex=torch.from_numpy(images.sex[indices]).to(device) if uses_sex else None,
         labels=torch.from_numpy(images.bone_age_months[indices]).to(device),
     )
@@ -246,6 +272,8 @@ class TrainingRun:
         *,
         accumulation: int,
     ) -> None:
+        self.train_features: CachedFeatures | None = None
+        self.validation_features: CachedFeatures | None = None
         self.accelerator, self.folder, self.recipe, self.processor = accelerator, folder, recipe, processor
         self.train_images, self.validation_images = train_images, validation_images
         self.accumulation = accumulation
@@ -276,18 +304,56 @@ class TrainingRun:
         except OSError as error:
             raise InputError(f"The run folder cannot be written ({error.strerror}); choose another one.") from None
 
+    def cache_features(self, cache: Path, *, progress: bool) -> None:
+        """From here on, train and validate on features that the frozen backbone computes once: [`cached_features`].
+
+        Raises:
+            InputError: see there.
+        """
+
+        def features(images: PreparedImages, name: str, changes: str, views: int, seed: int) -> CachedFeatures:
+            return cached_features(
+                self.model,
+                self.processor,
+                images,
+                cache=cache,
+                name=name,
+                changes=augmentation.AUGMENTATIONS[changes],
+                views=views,
+                seed=seed,
+                bfloat16=self.accelerator.mixed_precision == "bf16",
+                progress=progress,
+            )
+
+        recipe = self.recipe
+        with self.accelerator.main_process_first():  # the others find the cache filled
+            self.train_features = features(
+                self.train_images, "train", recipe.augmentation, recipe.cached_views, recipe.seed
+            )
+            self.validation_features = features(self.validation_images, "selection", "none", 1, 0)
+
     def batches(self, order: np.ndarray, *, epoch: int, step: int) -> Iterator[Batch]:
         """This process's share of a global batch, one part for each accumulation step."""
         size = self.recipe.batch_size
         indices = order[step * size : (step + 1) * size]
-        parameters = augmentation.sample(
-            augmentation.AUGMENTATIONS[self.recipe.augmentation],
-            size,
-            augmentation_generator(self.recipe, epoch, step),
-        )
+        generator = augmentation_generator(self.recipe, epoch, step)
+        if self.train_features is not None:
+            views = torch.randint(self.train_features.views, (size,), generator=generator).numpy()
+        else:
+            parameters = augmentation.sample(augmentation.AUGMENTATIONS[self.recipe.augmentation], size, generator)
         for turn in range(self.accumulation):
             first = (self.accelerator.process_index * self.accumulation + turn) * self.share
             part = slice(first, first + self.share)
+            if self.train_features is not None:
+                yield make_feature_batch(
+                    self.train_images,
+                    self.train_features,
+                    indices[part],
+                    views[part],
+                    uses_sex=self.model.config.uses_sex,
+                    device=self.accelerator.device,
+                )
+                continue
             yield make_batch(
                 self.train_images,
                 indices[part],
@@ -308,7 +374,12 @@ class TrainingRun:
             last = turn == self.accumulation
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped(pixel_values=batch.pixel_values, sex=batch.sex, labels=batch.labels).loss
+                    loss = self.wrapped(
+                        pixel_values=batch.pixel_values,
+                        sex=batch.sex,
+                        labels=batch.labels,
+                        backbone_features=batch.backbone_features,
+                    ).loss
                 self.accelerator.backward(loss / self.accumulation)
             total += loss.detach() / self.accumulation
         mean = float(self.accelerator.reduce(total, reduction="mean"))
@@ -381,13 +452,7 @@ class TrainingRun:
         self.share_statistics()
         with self.average.applied_to(self.model) if self.average is not None else contextlib.nullcontext():
             mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-            predicted = predict_prepared(
-                self.model,
-                self.processor,
-                self.validation_images.pixels[mine],
-                self.validation_images.sex[mine],
-                batch_size=self.recipe.eval_batch_size,
-            )
+            predicted = self.predict_validation(mine)
             errors = np.abs(predicted.astype(np.float64) - self.validation_images.bone_age_months[mine])
             mae = float(np.mean(np.concatenate(gather_object([errors]))))
             if not math.isfinite(mae):
@@ -399,13 +464,41 @@ class TrainingRun:
                     self.save_best()
         return mae
 
+    def predict_validation(self, part: slice) -> np.ndarray:
+        """Months of a part of the selection half, from its features where they are cached."""
+        size = self.recipe.eval_batch_size
+        if self.validation_features is None:
+            images = self.validation_images
+            return predict_prepared(self.model, self.processor, images.pixels[part], images.sex[part], batch_size=size)
+        self.model.eval()
+        indices = np.arange(len(self.validation_images))[part]
+        months = []
+        for start in range(0, len(indices), size):
+            some = indices[start : start + size]
+            batch = make_feature_batch(
+                self.validation_images,
+                self.validation_features,
+                some,
+                np.zeros(len(some), np.int64),
+                uses_sex=self.model.config.uses_sex,
+                device=self.accelerator.device,
+            )
+            with torch.inference_mode():
+                output = self.model(backbone_features=batch.backbone_features, sex=batch.sex)
+            months.append(output.bone_age_months.float().cpu().numpy())
+        return np.concatenate(months) if months else np.empty(0, np.float32)
+
     def save_best(self) -> None:
         provenance = self.model.config.provenance
         provenance["epoch"] = self.progress.best_epoch
         provenance["validation_mae_months"] = self.progress.best_mae_months
         provenance["date"] = datetime.date.today().isoformat()
+        images, some = self.validation_images, slice(0, STORAGE_CHECK_IMAGES)
+        moved = float16_difference(self.model, self.processor, images.pixels[some], images.sex[some])
+        provenance["float16_storage"] = dataclasses.asdict(moved)
+        dtype = torch.float16 if moved.allowed else torch.float32
         try:
-            save_checkpoint(self.model, self.processor, self.folder / "checkpoint")
+            save_checkpoint(self.model, self.processor, self.folder / "checkpoint", dtype=dtype)
         except (OSError, SafetensorError) as error:
             raise _write_failure(error, self.folder) from None
 
@@ -558,16 +651,23 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     """The network of a recipe with its initial weights, and where those come from.
 
     Age mean and SD are fitted on the training split. `initial_weights` is "random", a Hub id or a safetensors file of
-    a backbone, or a checkpoint folder of this package, from which every weight is taken (the attention interpolated
-    if the image size differs).
+    a backbone (for the backbone "auto" a Hub id or folder of a transformers model), or a checkpoint folder of this
+    package, from which every weight is taken (the attention interpolated if the image size differs).
 
     Raises:
         InputError: the weights are not to be had or belong to another network.
     """
     months = np.asarray(train.bone_age_months, dtype=np.float64)
     torch.manual_seed(recipe.seed)
+    own_checkpoint = _is_checkpoint(Path(initial_weights))
+    backbone_config = None
+    if recipe.backbone == "auto" and not own_checkpoint:
+        backbone_config = read_backbone_config(initial_weights)
+    elif recipe.backbone == "auto":
+        backbone_config = BoneAgeConfig.from_pretrained(initial_weights).backbone_config
     wanted = BoneAgeConfig(
         backbone=recipe.backbone,
+        backbone_config=backbone_config,
         freeze_backbone=recipe.freeze_backbone,
         image_size=recipe.image_size,
         sex_input=recipe.sex_input,
@@ -577,8 +677,10 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
         feature_dropout=recipe.feature_dropout,
         head_dropout=recipe.head_dropout,
     )
-    if not (Path(initial_weights) / "config.json").is_file():
+    if not own_checkpoint:
         model = BoneAgeModel(wanted)
+        if isinstance(model.backbone, TransformersBackbone):
+            return model, load_transformers_backbone(model.backbone, initial_weights)
         return model, load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
     model = BoneAgeModel.from_pretrained(
         initial_weights, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
@@ -597,6 +699,15 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     model.config.freeze_backbone, model.config.loss = recipe.freeze_backbone, recipe.loss
     model.freeze()
     return model, initial
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of this package, and not one of another model of transformers."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == BoneAgeConfig.model_type
 
 
 def build_optimizer(recipe: Recipe, model: BoneAgeModel) -> torch.optim.Optimizer:
@@ -706,6 +817,8 @@ def train(
         run.load_state()
     else:
         run.begin()
+    if recipe.cached_views:  # only now: a resumed run has its backbone from the state
+        run.cache_features(runs_folder() / "features", progress=not quiet)
     accelerator.init_trackers("tensorboard")
     while run.progress.epoch < recipe.epochs:
         run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)

@@ -249,6 +249,6 @@ def test_the_tiny_backbone_of_tests_stays_tiny() -> None:
 
 
 def test_the_registry_and_the_configuration_name_the_same_backbones() -> None:
-    assert sorted(BACKBONES) == sorted(BACKBONE_NAMES)
+    assert sorted([*BACKBONES, "auto"]) == sorted(BACKBONE_NAMES)
     assert (BACKBONES["vgg19"], BACKBONES["vgg19_bn"]) == (Vgg19, Vgg19Bn)
     assert BACKBONES["efficientnet_lite0"] is EfficientNetLite0

@@ -21,7 +21,9 @@ from boneage_hf.cli import main
 from boneage_hf.data import FEATURES, fingerprint, load_split, prepare_phantoms, read_manifest
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import (
+    StorageDifference,
     evaluate_checkpoint,
+    float16_difference,
     git_commit,
     package_versions,
     predict_dataset,
@@ -30,7 +32,7 @@ from boneage_hf.evaluation import (
     protocol_name,
     write_text,
 )
-from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.hub import checkpoint_revision, load_pipeline, save_checkpoint
 from boneage_hf.metrics import error_metrics
 from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.pipeline_boneage import BoneAgePipeline
@@ -270,7 +272,8 @@ def test_a_second_evaluation_writes_the_same_bytes(
     evaluated: tuple[Path, dict[str, Any]], phantoms: Path, tmp_path: Path
 ) -> None:
     evaluate_checkpoint(TINY, phantoms, split="validation", out=tmp_path, progress=False)
-    names = ["metrics.json", "predictions.csv", "table.csv"]
+    plots = ["bland_altman.png", "error_by_age.png", "scatter.png"]
+    names = sorted(["metrics.json", "predictions.csv", "table.csv", *plots])
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert sorted(path.name for path in evaluated[0].iterdir()) == names
     for name in names:
@@ -335,3 +338,37 @@ def test_versions_are_those_installed() -> None:
     versions = package_versions(("torch", "numpy"))
     assert list(versions) == ["python", "torch", "numpy"]
     assert versions["numpy"] == np.__version__
+
+
+def test_weights_that_float16_holds_are_stored_without_a_difference(phantoms: Path) -> None:
+    pipe = load_pipeline(TINY)
+    images = prepare_images(
+        load_split(phantoms, "validation"), pipe.image_processor, cache=None, name="validation", progress=False
+    )
+    difference = float16_difference(pipe.model, pipe.image_processor, images.pixels, images.sex)
+    assert (difference.n, difference.mean_months, difference.largest_months) == (len(images), 0.0, 0.0)
+    assert difference.allowed
+
+
+def test_the_storage_difference_is_that_of_a_saved_and_loaded_checkpoint(phantoms: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pipe = load_pipeline(TINY)
+    with torch.no_grad():
+        for value in pipe.model.parameters():
+            value.mul_(1 + 0.003 * torch.rand(()))
+    images = prepare_images(
+        load_split(phantoms, "validation"), pipe.image_processor, cache=None, name="validation", progress=False
+    )
+    difference = float16_difference(pipe.model, pipe.image_processor, images.pixels, images.sex)
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "stored")
+    stored = load_pipeline(tmp_path / "stored")
+    own, other = (
+        predict_prepared(one.model, one.image_processor, images.pixels, images.sex) for one in (pipe, stored)
+    )
+    assert difference.largest_months == pytest.approx(np.abs(own.astype(float) - other.astype(float)).max(), abs=1e-9)
+    assert difference.largest_months > 0
+
+
+@pytest.mark.parametrize(("mean", "largest", "allowed"), [(0.04, 0.5, True), (0.05, 0.1, False), (0.01, 0.51, False)])
+def test_a_storage_difference_is_allowed_up_to_its_limits(mean: float, largest: float, allowed: bool) -> None:
+    assert StorageDifference(10, mean, largest).allowed == allowed

@@ -743,3 +743,28 @@ def test_the_preparation_of_the_drawn_hand_has_the_golden_fingerprint(name: str)
 def test_the_tiny_config_is_what_the_other_tests_rely_on() -> None:
     config = tiny_config()
     assert (config.image_size, config.uses_sex, config.backbone) == (64, True, "tiny")
+
+
+def test_the_backbones_features_in_place_of_images_give_the_same_answer() -> None:
+    torch.manual_seed(0)
+    model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64, sex_input="embedding")).eval()
+    images, sex = torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        whole = model(images, sex=sex)
+        parts = model(backbone_features=model.backbone(images), sex=sex)
+    assert torch.equal(whole.bone_age_months, parts.bone_age_months)
+    assert torch.equal(whole.attention, parts.attention)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_model_takes_either_images_or_features(both: bool) -> None:
+    model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64))
+    given = {"pixel_values": torch.zeros(1, 3, 64, 64), "backbone_features": torch.zeros(1, 32, 2, 2)} if both else {}
+    with pytest.raises(InputError, match="either pixel_values or backbone_features"):
+        model(**given)
+
+
+def test_features_of_another_grid_are_refused() -> None:
+    model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64))
+    with pytest.raises(InputError, match=r"must have the shape \(B, 32, 2, 2\)"):
+        model(backbone_features=torch.zeros(1, 32, 3, 3))

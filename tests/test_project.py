@@ -30,7 +30,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 COMMANDS = (
     *("prepare", "explore", "train", "fit-interval", "evaluate", "predict", "explain"),
-    *("calibrate", "summary", "card", "convert-lite0", "demo"),
+    *("calibrate", "summary", "card", "convert-lite0", "fold", "demo"),
 )
 
 # --- who may import whom --------------------------------------------------------------------------------------------
@@ -79,13 +79,17 @@ ALLOWED: dict[str, set[str]] = {
     "registration": TRAVELS,
     "initial_weights": MODEL,
     "prepared": BASE | {"radiograph", "image_processing_boneage"},
+    "features": MODEL | {"augmentation", "image_processing_boneage", "prepared"},
     "recipes": BASE,
     "hub": TRAVELS | {"registration"},
     "summary": MODEL | {"hub"},
-    "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub"},
+    "folding": MODEL | {"hub"},
+    "evaluation_plots": BASE | {"files", "splits"},
+    "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub", "evaluation_plots"},
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
-    | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
+    | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
+    | {"features"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)

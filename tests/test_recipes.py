@@ -192,3 +192,13 @@ def test_a_change_without_an_equals_sign_is_refused(change: str) -> None:
 def test_a_change_to_something_impossible_is_refused(change: str) -> None:
     with pytest.raises(InputError):
         load_recipe("finetune", [change])
+
+
+def test_features_of_a_backbone_that_trains_are_not_cached() -> None:
+    with pytest.raises(InputError, match="cached_views needs freeze_backbone=true"):
+        Recipe(cached_views=2)
+
+
+def test_several_views_need_an_augmentation() -> None:
+    with pytest.raises(InputError, match="all views are the same"):
+        Recipe(cached_views=2, freeze_backbone=True, augmentation="none")

@@ -32,7 +32,7 @@ from boneage_hf import augmentation, cli, training
 from boneage_hf.backbones_boneage import TinyBackbone
 from boneage_hf.data import load_split, prepare_phantoms, read_manifest
 from boneage_hf.errors import InputError
-from boneage_hf.evaluation import predict_prepared
+from boneage_hf.evaluation import StorageDifference, predict_prepared
 from boneage_hf.hub import load_pipeline, save_checkpoint
 from boneage_hf.initial_weights import IMAGENET_IMAGE_MEAN, LITE_IMAGE_MEAN
 from boneage_hf.modeling_boneage import BoneAgeModel
@@ -257,6 +257,21 @@ def test_the_checkpoint_says_where_its_weights_come_from(finished: Finished, pha
     assert provenance["epoch"] == finished.result.epoch
     assert provenance["validation_mae_months"] == finished.result.validation_mae_months
     assert str(finished.folder.parent) not in json.dumps(provenance)
+
+
+def test_the_checkpoint_says_what_float16_storage_moved(finished: Finished) -> None:
+    moved = BoneAgeModel.from_pretrained(finished.result.checkpoint).config.provenance["float16_storage"]
+    assert moved["n"] == 10
+    assert 0 <= moved["mean_months"] <= moved["largest_months"]
+
+
+def test_weights_whose_predictions_float16_would_move_are_stored_as_float32(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "float16_difference", lambda *_: StorageDifference(10, 0.1, 0.2))
+    result = start(phantoms, tmp_path / "run", dataclasses.replace(TINY, epochs=1))
+    stored = load_file(result.checkpoint / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_test_and_calibration_images_are_never_loaded(
@@ -774,7 +789,7 @@ def test_the_augmentation_of_a_global_batch_does_not_depend_on_who_computes_whic
     generator = training.augmentation_generator(TINY, 0, 0)
     parameters = augmentation.sample(augmentation.AUGMENTATIONS["strong"], 16, generator)
 
-    def batch(part: slice) -> torch.Tensor:
+    def batch(part: slice) -> torch.Tensor | None:
         return make_batch(
             images,
             order[part],
@@ -786,7 +801,8 @@ def test_the_augmentation_of_a_global_batch_does_not_depend_on_who_computes_whic
 
     share = shares(16, processes, 1)
     parts = [batch(slice(first, first + share)) for first in range(0, 16, share)]
-    torch.testing.assert_close(torch.cat(parts), batch(slice(0, 16)), rtol=0, atol=1e-6)
+    joined = torch.cat([part for part in parts if part is not None])
+    torch.testing.assert_close(joined, batch(slice(0, 16)), rtol=0, atol=1e-6)
 
 
 def test_a_batch_holds_the_right_labels_and_sexes_for_its_images(images: PreparedImages) -> None:
@@ -1051,6 +1067,12 @@ def test_a_checkpoint_of_another_image_size_has_its_attention_interpolated(
     model, _ = build_model(recipe, initial_weights=str(finished.result.checkpoint), train=images)
     assert model.config.image_size == 96
     assert model(torch.zeros(1, 3, 96, 96), sex=torch.tensor([0])).attention.shape == (1, 3, 3)
+
+
+def test_a_start_checkpoint_takes_the_dropout_of_the_recipe(finished: Finished, images: PreparedImages) -> None:
+    recipe = dataclasses.replace(TINY, feature_dropout=0.2, head_dropout=0.1)
+    model, _ = build_model(recipe, initial_weights=str(finished.result.checkpoint), train=images)
+    assert (model.head.feature_dropout.p, model.head.dropout.p) == (0.2, 0.1)
 
 
 def test_a_checkpoint_of_another_kind_is_refused(finished: Finished, images: PreparedImages) -> None:
