@@ -60,7 +60,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         name=name,
         config=config,
         backbone=_BACKBONES.get(config.backbone, config.backbone),
-        grid=pipe.model.attention.local.weight.shape[0],
+        grid=pipe.model.grid,
         values=sum(row.values for row in layer_table(pipe.model)),
         revision=revision,
         source_note=f"{source_size} x {source_size} px with squashed aspect ratio" if source_size else "",

@@ -12,6 +12,7 @@ from .interval_boneage import check_interval
 
 BACKBONE_NAMES = ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny", "auto")
 SEX_INPUTS = ("none", "embedding")
+POOLINGS = ("attention", "average")
 LOSSES = ("mse", "smooth_l1")
 
 #: Keys that transformers itself writes into a config.json or passes to a config's constructor. Everything else that is
@@ -54,6 +55,8 @@ class BoneAgeConfig(PreTrainedConfig):
         sex_input (`str`, defaults to `"none"`): `"none"` (reference) or `"embedding"`: a learned vector per sex is
             appended to the pooled features.
         sex_embedding_size (`int`, defaults to 32): length of that vector.
+        pooling (`str`, defaults to `"attention"`): `"attention"` (reference: attention-weighted mean of the feature
+            maps) or `"average"` (their plain mean; the attention map of the answer is one everywhere).
         attention_channels (`list[int]`, defaults to `[64, 16]`): widths of the 1x1 convolutions before the locally
             connected layer.
         head_size (`int`, defaults to 1024): width of the dense layer.
@@ -89,6 +92,7 @@ class BoneAgeConfig(PreTrainedConfig):
     image_size: int = 384
     sex_input: str = "none"
     sex_embedding_size: int = 32
+    pooling: str = "attention"
     attention_channels: list[int] | tuple[int, ...] = (64, 16)
     head_size: int = 1024
     feature_dropout: float | int = 0.5
@@ -120,7 +124,8 @@ class BoneAgeConfig(PreTrainedConfig):
         self.validate_adjustments()
 
     def validate_names(self) -> None:
-        for field, known in (("backbone", BACKBONE_NAMES), ("sex_input", SEX_INPUTS), ("loss", LOSSES)):
+        names = {"backbone": BACKBONE_NAMES, "sex_input": SEX_INPUTS, "pooling": POOLINGS, "loss": LOSSES}
+        for field, known in names.items():
             if getattr(self, field) not in known:
                 raise InputError(f"{field} must be one of {', '.join(known)}, not {getattr(self, field)!r}.")
         if (self.backbone == "auto") != (self.backbone_config is not None):

@@ -125,5 +125,6 @@ def _error_by_age(axes: "Axes", table: pd.DataFrame) -> None:
     axes.plot([], [], color="black", label="median; box: middle half; whiskers: 5 to 95 %")
     axes.axhline(errors.mean(), color="#0072B2", linestyle="--", linewidth=1, label=f"MAE of all {errors.mean():.2f}")
     axes.tick_params(axis="x", labelsize=7)
-    axes.set(xlabel="reference bone age (months)", ylabel="absolute error (months)", ylim=(0, None))
+    axes.set(xlabel="reference bone age (months)", ylabel="absolute error (months)")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # room for the legend
     axes.legend(loc="upper right", fontsize=8)

@@ -90,8 +90,7 @@ def cached_features(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for start in range(0, len(images), 256):
         digest.update(np.ascontiguousarray(images.pixels[start : start + 256]).tobytes())
-    grid = model.attention.local.weight.shape[0]
-    shape = (views * len(images), int(model.backbone.num_features), grid, grid)
+    shape = (views * len(images), int(model.backbone.num_features), model.grid, model.grid)
     target = cache / f"{digest.hexdigest()[:32]}.f16"
     if not target.is_file():
         batches = _Batches(model, processor, images, changes, seed=seed, bfloat16=bfloat16, batch_size=batch_size)

@@ -264,6 +264,10 @@ _OF_TRAINING = frozenset(
 )
 
 
+#: Values that checkpoints from before these fields had.
+_IMPLIED = {"pooling": "attention"}
+
+
 def checkpoint_revision(pipe: BoneAgePipeline) -> str:
     """Names all that decides a prediction: 12 hex digits of the sha256 over weights, settings and image processor.
 
@@ -271,8 +275,9 @@ def checkpoint_revision(pipe: BoneAgePipeline) -> str:
     """
     config = pipe.model.config
     settings = {name: getattr(config, name) for name in BoneAgeConfig.__annotations__ if name not in _OF_TRAINING}
-    # Without what is not there, so that a new optional field leaves the names of older checkpoints as they are.
-    settings = {name: value for name, value in settings.items() if value is not None}
+    # Without what is not there or goes without saying, so that a new field leaves the names of older checkpoints as
+    # they are.
+    settings = {name: value for name, value in settings.items() if value is not None and value != _IMPLIED.get(name)}
     processor = {name: getattr(pipe.image_processor, name) for name in BoneAgeImageProcessorKwargs.__annotations__}
     digest = hashlib.sha256(json.dumps([settings, processor], sort_keys=True).encode())
     for name, value in sorted(pipe.model.state_dict().items()):

@@ -90,6 +90,10 @@ class AttentionPooling(nn.Module):
         self.expand = ChannelExpansion(channels)
         self.epsilon = config.rescale_epsilon
 
+    def freeze(self) -> None:
+        """The expansion's ones do not train."""
+        self.expand.requires_grad_(False)
+
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, C, h, w) -> pooled features (B, C) and attention (B, h, w)"""
         hidden_states = features
@@ -101,6 +105,17 @@ class AttentionPooling(nn.Module):
         weighted = (features.float() * weights.float()).mean(dim=(2, 3))  # (B, C)
         pooled = weighted / (weights.float().mean(dim=(2, 3)) + self.epsilon)
         return pooled.to(features.dtype), attention
+
+
+class AveragePooling(nn.Module):
+    """The plain mean of the features, in place of [`AttentionPooling`]: what the attention is compared with."""
+
+    def freeze(self) -> None:
+        """There is nothing to freeze."""
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C, h, w) -> their mean (B, C) and an attention of ones (B, h, w)"""
+        return features.mean(dim=(2, 3)), torch.ones_like(features[:, 0], dtype=torch.float32)
 
 
 class RegressionHead(nn.Module):
@@ -174,9 +189,11 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         super().__init__(config)
         config.validate()  # a field may have been set since the config was made
         self.backbone = make_backbone(config)
-        channels, grid = self.backbone.num_features, self.backbone.grid(config.image_size)
+        channels, self.grid = self.backbone.num_features, self.backbone.grid(config.image_size)
         self.feature_norm = nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-        self.attention = AttentionPooling(config, channels, grid)
+        self.attention: Any = (
+            AttentionPooling(config, channels, self.grid) if config.pooling == "attention" else AveragePooling()
+        )
         self.head = RegressionHead(config, channels)
         self.freeze()
         self.post_init()
@@ -184,7 +201,7 @@ class BoneAgeModel(BoneAgePreTrainedModel):
     def freeze(self) -> None:
         """Let train what the config lets train: all but the expansion's ones and a frozen backbone."""
         self.backbone.requires_grad_(not self.config.freeze_backbone)
-        self.attention.expand.requires_grad_(False)
+        self.attention.freeze()
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -289,8 +306,7 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         return nn.functional.smooth_l1_loss(scaled, target, beta=self.config.smooth_l1_beta)
 
     def _checked_features(self, backbone_features: Any) -> torch.Tensor:
-        grid = self.attention.local.weight.shape[0]
-        expected = (self.backbone.num_features, grid, grid)
+        expected = (self.backbone.num_features, self.grid, self.grid)
         if tuple(backbone_features.shape[1:]) != expected:
             raise InputError(
                 f"backbone_features must have the shape (B, {', '.join(map(str, expected))}), not "
@@ -333,7 +349,11 @@ class BoneAgeModel(BoneAgePreTrainedModel):
             InputError: a size that no config allows.
         """
         BoneAgeConfig(image_size=image_size)  # checks the size
-        grid = self.backbone.grid(image_size)
+        self.grid = grid = self.backbone.grid(image_size)
+        self.config.image_size = image_size
+        self.config.age_correction = self.config.local_calibration = self.config.interval = None
+        if isinstance(self.attention, AveragePooling):
+            return
         old = self.attention.local
         new = LocallyConnected2d(old.weight.shape[2], grid).to(old.weight.device, old.weight.dtype)
 
@@ -343,5 +363,3 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         new.weight.copy_(interpolate(old.weight.permute(2, 0, 1)).permute(1, 2, 0))
         new.bias.copy_(interpolate(old.bias[None])[0])
         self.attention.local = new
-        self.config.image_size = image_size
-        self.config.age_correction = self.config.local_calibration = self.config.interval = None

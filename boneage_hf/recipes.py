@@ -17,6 +17,7 @@ class Recipe:
         backbone: see [`BoneAgeConfig`]; with `"auto"` the initial weights are a model of transformers (Hub id or
             folder), whose config the backbone takes.
         sex_input: `"none"` or `"embedding"`.
+        pooling: `"attention"` or `"average"`, see [`BoneAgeConfig`].
         freeze_backbone: train attention and head only.
         cached_views: with a frozen backbone, how many augmented views of each training image go through it, once,
             before training; every step then draws one of them. 0: the backbone runs in every step.
@@ -40,6 +41,7 @@ class Recipe:
 
     backbone: str = "efficientnet_lite0"
     sex_input: str = "embedding"
+    pooling: str = "attention"
     freeze_backbone: bool = False
     cached_views: int = 0
     image_size: int = 224
@@ -65,6 +67,7 @@ class Recipe:
         choices = {
             "backbone": ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny", "auto"),
             "sex_input": ("none", "embedding"),
+            "pooling": ("attention", "average"),
             "loss": ("mse", "smooth_l1"),
             "augmentation": ("none", "reference", "strong"),
             "sampling": ("natural", "balanced"),

@@ -38,31 +38,16 @@ def layer_table(model: BoneAgeModel) -> list[LayerRow]:
     `concatenate`.
     """
     config = model.config
-    size, (grid, _, _) = config.image_size, model.attention.local.weight.shape
-    convolutions = [_numbered("conv2d", position) for position in range(len(model.attention.reduce))]
-    expansion = _numbered("conv2d", len(convolutions))
-    channels = model.backbone.num_features
-    backbone, pooled = config.backbone, "RescaleGAP"
+    size, grid, channels = config.image_size, model.grid, model.backbone.num_features
+    backbone = config.backbone
 
     rows = [
         LayerRow("input_2", _shape(size, size, 3), 0, 0),
         _row(backbone, _shape(grid, grid, channels), model.backbone, "input_2"),
         _row("batch_normalization", _shape(grid, grid, channels), model.feature_norm, backbone),
     ]
-    before = "batch_normalization"
-    for name, module in zip(convolutions, model.attention.reduce, strict=True):
-        assert isinstance(module, nn.Conv2d)
-        rows.append(_row(name, _shape(grid, grid, module.out_channels), module, before))
-        before = name
-    rows += [
-        _row("locally_connected2d", _shape(grid, grid, 1), model.attention.local, before),
-        _row(expansion, _shape(grid, grid, channels), model.attention.expand, "locally_connected2d"),
-        LayerRow("multiply", _shape(grid, grid, channels), 0, 0, (expansion, "batch_normalization")),
-        LayerRow("global_average_pooling2d", _shape(channels), 0, 0, ("multiply",)),
-        LayerRow("global_average_pooling2d_1", _shape(channels), 0, 0, (expansion,)),
-        LayerRow(pooled, _shape(channels), 0, 0, ("global_average_pooling2d", "global_average_pooling2d_1")),
-        LayerRow("dropout", _shape(channels), 0, 0, (pooled,)),
-    ]
+    rows += _attention_rows(model) if config.pooling == "attention" else _average_rows(channels)
+    rows.append(LayerRow("dropout", _shape(channels), 0, 0, (rows[-1].name,)))
     before = "dropout"
     embedding = model.head.sex_embedding
     if embedding is not None:
@@ -129,6 +114,31 @@ def _stored(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     # BatchNorm's counter of batches is an integer, and Keras has none.
     yield from (buffer for buffer in module.buffers() if buffer.is_floating_point())
+
+
+def _attention_rows(model: BoneAgeModel) -> list[LayerRow]:
+    grid, channels = model.grid, model.backbone.num_features
+    convolutions = [_numbered("conv2d", position) for position in range(len(model.attention.reduce))]
+    expansion = _numbered("conv2d", len(convolutions))
+    rows: list[LayerRow] = []
+    before = "batch_normalization"
+    for name, module in zip(convolutions, model.attention.reduce, strict=True):
+        assert isinstance(module, nn.Conv2d)
+        rows.append(_row(name, _shape(grid, grid, module.out_channels), module, before))
+        before = name
+    return [
+        *rows,
+        _row("locally_connected2d", _shape(grid, grid, 1), model.attention.local, before),
+        _row(expansion, _shape(grid, grid, channels), model.attention.expand, "locally_connected2d"),
+        LayerRow("multiply", _shape(grid, grid, channels), 0, 0, (expansion, "batch_normalization")),
+        LayerRow("global_average_pooling2d", _shape(channels), 0, 0, ("multiply",)),
+        LayerRow("global_average_pooling2d_1", _shape(channels), 0, 0, (expansion,)),
+        LayerRow("RescaleGAP", _shape(channels), 0, 0, ("global_average_pooling2d", "global_average_pooling2d_1")),
+    ]
+
+
+def _average_rows(channels: int) -> list[LayerRow]:
+    return [LayerRow("global_average_pooling2d", _shape(channels), 0, 0, ("batch_normalization",))]
 
 
 def _row(name: str, output: str, module: nn.Module, source: str) -> LayerRow:

@@ -671,6 +671,7 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
         freeze_backbone=recipe.freeze_backbone,
         image_size=recipe.image_size,
         sex_input=recipe.sex_input,
+        pooling=recipe.pooling,
         age_mean_months=float(months.mean()) if recipe.scale_targets else 0.0,
         age_sd_months=float(months.std()) if recipe.scale_targets else 1.0,
         loss=recipe.loss,
@@ -685,7 +686,7 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     model = BoneAgeModel.from_pretrained(
         initial_weights, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
     )
-    for field in ("backbone", "sex_input"):
+    for field in ("backbone", "sex_input", "pooling"):
         if getattr(model.config, field) != getattr(wanted, field):
             raise InputError(
                 f"The checkpoint has {field} {getattr(model.config, field)!r} and the recipe "

@@ -768,3 +768,23 @@ def test_features_of_another_grid_are_refused() -> None:
     model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64))
     with pytest.raises(InputError, match=r"must have the shape \(B, 32, 2, 2\)"):
         model(backbone_features=torch.zeros(1, 32, 3, 3))
+
+
+def test_average_pooling_is_the_mean_of_the_normalised_features_and_attends_to_all_alike() -> None:
+    torch.manual_seed(0)
+    model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64, pooling="average")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        output = model(images, output_features=True)
+        features = output.features.double()
+        slow = torch.stack([features[:, :, row, column] for row in range(2) for column in range(2)]).sum(0) / 4
+        months = model.head(slow.float(), None)
+    torch.testing.assert_close(output.bone_age_months, months)
+    assert torch.equal(output.attention, torch.ones(2, 2, 2))
+
+
+def test_average_pooling_has_no_attention_weights_and_takes_other_image_sizes() -> None:
+    model = BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64, pooling="average")).eval()
+    assert not [name for name, _ in model.named_parameters() if name.startswith("attention")]
+    model.resize_attention(96)
+    assert model(torch.zeros(1, 3, 96, 96)).attention.shape == (1, 3, 3)

@@ -150,3 +150,9 @@ def test_the_command_prints_the_table_of_a_checkpoint(tmp_path: Path, capsys: py
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         print_summary(str(tmp_path))
+
+
+def test_average_pooling_has_one_row_in_place_of_the_attention() -> None:
+    rows = layer_table(BoneAgeModel(BoneAgeConfig(backbone="tiny", image_size=64, pooling="average")))
+    assert [row.name for row in rows][2:5] == ["batch_normalization", "global_average_pooling2d", "dropout"]
+    assert rows[4].source == ("global_average_pooling2d",)
