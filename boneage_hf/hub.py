@@ -128,12 +128,31 @@ def save_checkpoint(
             shutil.copyfile(WEIGHTS_LICENCE, temporary / "LICENSE")
         # safetensors lets nobody but the writer read its file; a checkpoint is read as its config is.
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
-        older = folder.with_name(folder.name + ".old")
-        shutil.rmtree(older, ignore_errors=True)
-        if folder.exists():
-            folder.rename(older)
-        temporary.rename(folder)
-        shutil.rmtree(older, ignore_errors=True)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    older = folder.with_name(folder.name + ".old")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        folder.rename(older)
+    temporary.rename(folder)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def replace_folder(folder: Path, *, copy_of: Path) -> None:
+    """Make `folder` a copy of a checkpoint folder, whole or not at all.
+
+    Raises:
+        OSError: writing failed; what `folder` was before is still there.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(copy_of, temporary)
+        _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -124,6 +124,47 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of a plan.
+
+    Args:
+        recipe: of this training.
+        start: what the best checkpoint of the stage before gives it: `"all"` weights, or the `"backbone"` alone.
+        fold: the stage before trained `vgg19_bn`; it is folded into `vgg19` first.
+    """
+
+    recipe: Recipe
+    start: str = "all"
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start not in ("all", "backbone"):
+            raise InputError(f"A stage starts from all weights or from the backbone, not from {self.start!r}.")
+
+
+_FINE = Recipe(image_size=299, feature_dropout=0.2, head_dropout=0.1)
+
+#: Several trainings in a row, each from the best checkpoint of the one before: `boneage train --recipe NAME`.
+PLANS: dict[str, tuple[Stage, ...]] = {
+    # The packaged checkpoint: from ImageNet at 224 px, then at the 299 px that the copies have.
+    "default": (
+        Stage(Recipe()),
+        Stage(dataclasses.replace(_FINE, epochs=2, learning_rate=4e-4, ema=0.99, seed=1)),
+        Stage(dataclasses.replace(_FINE, epochs=5, learning_rate=7e-4, ema=0.995, seed=2)),
+    ),
+}
+
+
+def plan_of(name: str, changes: list[str]) -> tuple[Stage, ...]:
+    """A named plan, with the same changes to the recipe of each of its stages.
+
+    Raises:
+        InputError: see [`load_recipe`].
+    """
+    return tuple(dataclasses.replace(stage, recipe=changed(stage.recipe, changes)) for stage in PLANS[name])
+
+
 DEFAULT_RECIPE = "finetune"
 
 
@@ -141,7 +182,17 @@ def load_recipe(name_or_file: str, changes: list[str]) -> Recipe:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe file is not JSON ({error}).") from None
     else:
-        raise InputError(f"There is no recipe {name_or_file!r}; known are {', '.join(RECIPES)}, or give a .json file.")
+        known = ", ".join([*RECIPES, *PLANS])
+        raise InputError(f"There is no recipe {name_or_file!r}; known are {known}, or give a .json file.")
+    return changed(recipe, changes)
+
+
+def changed(recipe: Recipe, changes: list[str]) -> Recipe:
+    """A recipe with changes of the form `field=value` (value in JSON or a word).
+
+    Raises:
+        InputError: a change that is none, or an unknown field or value.
+    """
     values: dict[str, Any] = {}
     for change in changes:
         field, equals, text = change.partition("=")
@@ -188,9 +239,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `boneage train` and `python -m boneage_hf.training` share."""
     parser.add_argument("dataset", help="folder written by `boneage prepare`")
     parser.add_argument("out", help="run folder: a name below BONEAGE_RUNS, or a path with a separator")
-    parser.add_argument("--recipe", help=f"{', '.join(RECIPES)}, or a .json file (default: {DEFAULT_RECIPE})")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
+        "--recipe", help=f"{', '.join([*RECIPES, *PLANS])}, or a .json file (default: {DEFAULT_RECIPE})"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe (of every stage, where it has several)",
     )
     parser.add_argument(
         "--initial-weights",

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -44,7 +44,8 @@ from .errors import InputError
 from .evaluation import float16_difference, git_commit, package_versions, predict_prepared
 from .features import CachedFeatures, cached_features
 from .files import write_text
-from .hub import save_checkpoint
+from .folding import fold_checkpoint
+from .hub import replace_folder, save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
 from .initial_weights import (
     IMAGE_NORMALISATION,
@@ -56,7 +57,16 @@ from .initial_weights import (
 )
 from .modeling_boneage import BoneAgeModel
 from .prepared import PreparedImages, prepare_images
-from .recipes import DEFAULT_RECIPE, Recipe, add_training_arguments, load_recipe, recipe_from_dict
+from .recipes import (
+    DEFAULT_RECIPE,
+    PLANS,
+    Recipe,
+    Stage,
+    add_training_arguments,
+    load_recipe,
+    plan_of,
+    recipe_from_dict,
+)
 from .sex import SEXES
 from .splits import age_band
 
@@ -879,12 +889,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def train_plan(
+    dataset: str | Path,
+    folder: Path,
+    plan: Sequence[Stage],
+    *,
+    initial_weights: str | None = None,
+    mixed_precision: str | None = None,
+    accumulation: int = 1,
+    save_minutes: float = 5.0,
+    progress_bar: bool = True,
+) -> TrainingResult:
+    """Run the stages of a plan in `folder/stage-1`, `folder/stage-2`, ...; the last one's best weights end in
+    `folder/checkpoint`. Called again with the same arguments it goes on where it was interrupted.
+
+    Args:
+        initial_weights: of the first stage; required unless that has begun.
+
+    Others and errors as of [`train`].
+    """
+    start, result = initial_weights, None
+    for number, stage in enumerate(plan, start=1):
+        run = folder / f"stage-{number}"
+        begun = (run / RUN_FILE).is_file()
+        if not begun and result is not None:
+            start = _start_of(stage, result.checkpoint, folder / f"stage-{number - 1}-folded")
+        result = train(
+            dataset,
+            run,
+            stage.recipe,
+            initial_weights=None if begun else start,
+            resume=begun,
+            mixed_precision=mixed_precision,
+            accumulation=accumulation,
+            save_minutes=save_minutes,
+            progress_bar=progress_bar,
+        )
+    if result is None:
+        raise InputError("A plan needs at least one stage.")
+    if PartialState().is_main_process:
+        replace_folder(folder / "checkpoint", copy_of=result.checkpoint)
+    return dataclasses.replace(result, checkpoint=folder / "checkpoint")
+
+
+def _start_of(stage: Stage, before: Path, folded: Path) -> str:
+    """What a stage starts from, made of the best checkpoint of the stage before."""
+    with PartialState().main_process_first():
+        if stage.fold and not folded.exists():
+            fold_checkpoint(str(before), folded)
+    source = folded if stage.fold else before
+    return str(source if stage.start == "all" else source / "model.safetensors")
+
+
 def run_from_arguments(options: argparse.Namespace) -> int:
+    folder = run_folder(options.out)
+    if options.recipe in PLANS:
+        if (folder / "stage-1" / RUN_FILE).is_file() and not options.resume:
+            raise InputError("This folder holds a run already; continue it with --resume or choose another folder.")
+        result = train_plan(
+            options.dataset,
+            folder,
+            plan_of(options.recipe, options.set),
+            initial_weights=options.initial_weights,
+            mixed_precision=options.mixed_precision,
+            accumulation=options.accumulation,
+            save_minutes=options.save_minutes,
+        )
+        return _tell(result)
+    if options.resume and (folder / "stage-1" / RUN_FILE).is_file():
+        raise InputError(f"This run has stages: name its recipe again ({', '.join(PLANS)}) beside --resume.")
     own = options.resume and options.recipe is None and not options.set
     recipe = None if own else load_recipe(options.recipe or DEFAULT_RECIPE, options.set)
     result = train(
         options.dataset,
-        run_folder(options.out),
+        folder,
         recipe,
         initial_weights=options.initial_weights,
         resume=options.resume,
@@ -892,6 +970,10 @@ def run_from_arguments(options: argparse.Namespace) -> int:
         accumulation=options.accumulation,
         save_minutes=options.save_minutes,
     )
+    return _tell(result)
+
+
+def _tell(result: TrainingResult) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"best epoch {result.epoch}: validation MAE {result.validation_mae_months:.2f} months")
         print(f"checkpoint: {result.checkpoint}")

@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
-    | {"features"},
+    | {"features", "folding"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from boneage_hf.augmentation import AUGMENTATIONS, Augmentation
 from boneage_hf.configuration_boneage import BACKBONE_NAMES, LOSSES, SEX_INPUTS
 from boneage_hf.errors import InputError
-from boneage_hf.recipes import RECIPES, Recipe, load_recipe, recipe_from_dict
+from boneage_hf.recipes import PLANS, RECIPES, Recipe, Stage, load_recipe, plan_of, recipe_from_dict
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,24 @@ def test_features_of_a_backbone_that_trains_are_not_cached() -> None:
 def test_several_views_need_an_augmentation() -> None:
     with pytest.raises(InputError, match="all views are the same"):
         Recipe(cached_views=2, freeze_backbone=True, augmentation="none")
+
+
+@pytest.mark.parametrize("name", list(PLANS))
+def test_every_stage_of_a_plan_can_start_from_the_one_before(name: str) -> None:
+    for before, stage in pairwise(PLANS[name]):
+        assert stage.fold == (before.recipe.backbone == "vgg19_bn" and stage.recipe.backbone == "vgg19")
+        assert stage.fold or stage.recipe.backbone == before.recipe.backbone
+        assert stage.start == "backbone" or stage.recipe.sex_input == before.recipe.sex_input
+
+
+def test_a_change_concerns_every_stage_of_a_plan() -> None:
+    assert {stage.recipe.epochs for stage in plan_of("default", ["epochs=1"])} == {1}
+
+
+def test_a_stage_starts_from_all_or_from_the_backbone() -> None:
+    with pytest.raises(InputError, match="not from 'head'"):
+        Stage(Recipe(), start="head")
+
+
+def test_no_plan_has_the_name_of_a_recipe() -> None:
+    assert not set(PLANS) & set(RECIPES)

@@ -37,7 +37,7 @@ from boneage_hf.hub import load_pipeline, save_checkpoint
 from boneage_hf.initial_weights import IMAGENET_IMAGE_MEAN, LITE_IMAGE_MEAN
 from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.prepared import PreparedImages, prepare_images
-from boneage_hf.recipes import Recipe
+from boneage_hf.recipes import PLANS, Recipe, Stage
 from boneage_hf.training import (
     Batch,
     MovingAverage,
@@ -53,6 +53,7 @@ from boneage_hf.training import (
     run_folder,
     shares,
     train,
+    train_plan,
 )
 
 #: Everything that draws random numbers is on: dropout (in the network), augmentation, sampling; and the average.
@@ -1146,6 +1147,74 @@ def test_the_command_trains_a_changed_recipe_and_names_the_checkpoint(
     capsys.readouterr()
     assert cli.main(["train", str(phantoms), "short", "--resume", *options, "--set", "epochs=3"]) == 2
     assert "epochs 3 instead of 1" in capsys.readouterr().err
+
+
+VGG = dataclasses.replace(TINY, backbone="vgg19_bn", image_size=32, sex_input="none", epochs=1, batch_size=32)
+PLAN = (
+    Stage(VGG),
+    Stage(
+        dataclasses.replace(VGG, backbone="vgg19", sex_input="embedding", freeze_backbone=True, cached_views=2),
+        start="backbone",
+        fold=True,
+    ),
+)
+
+
+@pytest.mark.slow
+def test_a_plan_trains_folds_and_ends_in_the_checkpoint_of_its_last_stage(
+    phantoms: Path, runs: Path, tmp_path: Path
+) -> None:
+    result = train_plan(phantoms, tmp_path / "plan", PLAN, initial_weights="random", progress_bar=False)
+    model = BoneAgeModel.from_pretrained(result.checkpoint)
+    before = BoneAgeModel.from_pretrained(tmp_path / "plan" / "stage-1-folded")
+    assert (model.config.backbone, model.config.sex_input) == ("vgg19", "embedding")
+    trained = model.backbone.state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in before.backbone.state_dict().items())
+
+
+def tiny_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (Stage(dataclasses.replace(TINY, epochs=1)), Stage(dataclasses.replace(TINY, epochs=2, seed=1)))
+    monkeypatch.setitem(PLANS, "tiny-plan", stages)
+
+
+def test_a_plan_that_was_interrupted_ends_bit_for_bit_as_one_that_was_not(
+    phantoms: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_plan(monkeypatch)
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--recipe", "tiny-plan", "--initial-weights", "random"]
+    assert cli.main(["train", str(phantoms), str(one), *options]) == 0
+    assert f"checkpoint: {one / 'checkpoint'}" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        own, epochs = TrainingRun.finish_epoch, []
+
+        def stop_in_the_second_stage(self: TrainingRun) -> None:
+            epochs.append(self.progress.epoch)
+            if len(epochs) == 3:
+                raise KeyboardInterrupt
+            own(self)
+
+        patch.setattr(TrainingRun, "finish_epoch", stop_in_the_second_stage)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            training.run_from_arguments(cli.build_parser().parse_args(["train", str(phantoms), str(two), *options]))
+    assert not (two / "checkpoint").exists()
+    assert cli.main(["train", str(phantoms), str(two), "--recipe", "tiny-plan", "--resume"]) == 0
+    assert_same_run(one / "stage-2", two / "stage-2")
+    weights = [(folder / "checkpoint" / "model.safetensors").read_bytes() for folder in (one, one / "stage-2")]
+    assert weights[0] == weights[1]
+
+
+def test_a_plan_is_not_begun_twice_and_not_resumed_without_its_name(
+    phantoms: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_plan(monkeypatch)
+    (tmp_path / "stage-1").mkdir()
+    (tmp_path / "stage-1" / "run.json").write_text("{}")
+    begin = ["train", str(phantoms), str(tmp_path)]
+    assert cli.main([*begin, "--recipe", "tiny-plan", "--initial-weights", "random"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert cli.main([*begin, "--resume"]) == 2
+    assert "name its recipe again" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_how_to_go_on(
