@@ -71,6 +71,25 @@ def _parser() -> argparse.ArgumentParser:
     copies.add_argument("originals", type=Path, help="folder of ID.png")
     copies.set_defaults(run=_copies)
 
+    stress = commands.add_parser(
+        "stress", help="predictions for images that are turned, darkened, marked, coarser, ..."
+    )
+    stress.add_argument("--split", default="test", help="default: %(default)s")
+    stress.add_argument("--limit", type=int, metavar="N", help="only the first N images of the split")
+    stress.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: %(default)s")
+    stress.set_defaults(run=_stress)
+
+    attention = commands.add_parser("attention", help="energy of the attention map inside the bones' boxes")
+    attention.add_argument(
+        "--boxes", default="builtin", metavar="CSV", help="table of boxes, or builtin: those of Koitka et al. 2018"
+    )
+    attention.set_defaults(run=_attention)
+
+    for command in (stress, attention):
+        command.add_argument("checkpoint", help='folder, Hub id, or "default"')
+        command.add_argument("dataset", type=Path, metavar="PREPARED", help="folder written by `boneage prepare`")
+        command.add_argument("--out", type=Path, required=True, metavar="DIR")
+
     # These read or write the measured rows; an installed package may not be the place for them.
     for command in (report, check, add):
         command.add_argument(
@@ -142,6 +161,29 @@ def _copies(arguments: argparse.Namespace) -> str:
     from .reading import check_copies
 
     return str(check_copies(load_pipeline(arguments.checkpoint), arguments.challenge, arguments.originals))
+
+
+def _stress(arguments: argparse.Namespace) -> str:
+    from .stress import stress_checkpoint
+
+    return str(
+        stress_checkpoint(
+            arguments.checkpoint,
+            arguments.dataset,
+            out=arguments.out,
+            split=arguments.split,
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+        )
+    )
+
+
+def _attention(arguments: argparse.Namespace) -> str:
+    from .attention import attention_of_checkpoint
+
+    return str(
+        attention_of_checkpoint(arguments.checkpoint, arguments.dataset, out=arguments.out, boxes=arguments.boxes)
+    )
 
 
 def _protocols(arguments: argparse.Namespace) -> str:

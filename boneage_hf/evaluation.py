@@ -5,7 +5,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from . import __version__
@@ -108,8 +109,12 @@ def predict_dataset(
     batch_size: int = 32,
     flip_average: bool = False,
     progress: bool = True,
+    alter: Callable[[Image.Image], Image.Image] | None = None,
 ) -> pd.DataFrame:
     """Predictions of a pipeline for a split, in its order.
+
+    Args:
+        alter: changes each 8-bit grey picture before the image processor gets it, for tests of robustness.
 
     Returns:
         Columns `id`, `predicted_months`, `reference_months`, `sex`; where the model has an interval also
@@ -128,7 +133,7 @@ def predict_dataset(
         for batch in undecoded.iter(batch_size=batch_size):
             pixels = np.stack(
                 [
-                    prepare_image(image["bytes"], pipe.image_processor, row_id=row_id)
+                    prepare_image(image["bytes"], pipe.image_processor, row_id=row_id, alter=alter)
                     for row_id, image in zip(batch["id"], batch["image"], strict=True)
                 ]
             )

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .errors import InputError
@@ -119,9 +120,20 @@ def _prepared(undecoded: Any, processor: BoneAgeImageProcessor, *, name: str, pr
             bar.update(len(batch["id"]))
 
 
-def prepare_image(content: bytes, processor: BoneAgeImageProcessor, *, row_id: str) -> np.ndarray:
-    """One stored image -> (S, S) uint8, read exactly as the pipeline reads a file."""
+def prepare_image(
+    content: bytes,
+    processor: BoneAgeImageProcessor,
+    *,
+    row_id: str,
+    alter: Callable[[Image.Image], Image.Image] | None = None,
+) -> np.ndarray:
+    """One stored image -> (S, S) uint8, read exactly as the pipeline reads a file.
+
+    Args:
+        alter: takes and returns a picture of mode "L"; what it returns is what the processor gets.
+    """
     try:
-        return processor.prepare(read(content).image)
+        grey = read(content).image
+        return processor.prepare(grey if alter is None else alter(grey))
     except InputError as error:
         raise InputError(f"Image of row {row_id}: {error}") from None
