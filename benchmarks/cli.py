@@ -47,8 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     protocols = commands.add_parser("protocols", help="list the protocols that a row may name")
     protocols.set_defaults(run=_protocols)
 
-    speed = commands.add_parser("speed", help="images per second on this machine")
-    speed.add_argument("--training", action="store_true", required=True, help="of the training loop, by image source")
+    speed = commands.add_parser("speed", help="how long a checkpoint or the training loop takes on this machine")
+    speed.add_argument("checkpoint", nargs="?", help='folder, Hub id, or "default"; with --out')
+    speed.add_argument("--out", type=Path, metavar="DIR", help="gets speed.csv and manifest.json")
+    speed.add_argument("--repeats", type=int, default=20, help="timed calls of each kind (default: %(default)s)")
+    speed.add_argument("--no-peers", action="store_true", help="leave out the networks of peers")
+    speed.add_argument("--training", action="store_true", help="of the training loop, by image source")
     speed.add_argument("--recipe", default="finetune", help="name or .json file (default: %(default)s)")
     speed.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
@@ -141,6 +145,13 @@ def _add(arguments: argparse.Namespace) -> str:
 
 
 def _speed(arguments: argparse.Namespace) -> str:
+    if arguments.training == (arguments.checkpoint is not None) or (arguments.out is None) != arguments.training:
+        raise InputError("Give a checkpoint with --out DIR to time it, or --training alone to time the training loop.")
+    if not arguments.training:
+        from .latency import measure_speed
+
+        peers = not arguments.no_peers
+        return str(measure_speed(arguments.checkpoint, out=arguments.out, repeats=arguments.repeats, peers=peers))
     from boneage_hf.recipes import load_recipe
 
     from .speed import training_speed

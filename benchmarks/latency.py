@@ -1,0 +1,306 @@
+"""Seconds from file to months and of the network alone, memory, cold start, and what the networks of peers take.
+
+`boneage-benchmark speed CHECKPOINT --out DIR`. Peers' networks run with random weights: their speed does not depend on
+the values. They are stand-ins built from transformers' own classes at the published input size, without the peers'
+preprocessing, masks or heads, so their times are lower bounds.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from boneage_hf.configuration_boneage import BoneAgeConfig
+from boneage_hf.errors import InputError
+from boneage_hf.files import write_text
+from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.modeling_boneage import BoneAgeModel
+from boneage_hf.phantom import draw, png_bytes
+from boneage_hf.pipeline_boneage import BoneAgePipeline
+
+from .provenance import public_name, seal
+
+#: Columns of `speed.csv`. Times in milliseconds per image; `gflop` counts a multiplication and an addition as two.
+COLUMNS = (
+    *("system", "what", "image_size", "batch", "precision", "threads", "repeats"),
+    *("median_ms", "p95_ms", "images_per_second", "gflop_per_image", "share_of_peak"),
+)
+
+#: Height and width of the drawn file that stands for an original, px.
+FILE_SIZE = (2000, 1500)
+
+_PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MATMUL_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What [`measure_speed`] found.
+
+    Attributes:
+        table: columns as in `COLUMNS`.
+        manifest: what the figures rest on, with `peak_gflop_per_second`, `cold_start_seconds`, `peak_memory_mb`.
+        files: what was written.
+    """
+
+    table: pd.DataFrame
+    manifest: dict[str, Any]
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        shown = self.table[
+            ["system", "what", "batch", "precision", "threads", "median_ms", "p95_ms", "gflop_per_image"]
+        ]
+        start = self.manifest["cold_start"]
+        lines = [
+            shown.to_string(index=False, na_rep="-", float_format="{:.1f}".format),
+            f"cold start to the first answer {start['seconds']:.1f} s, peak memory {start['peak_memory_mb']:.0f} MB",
+            *(f"wrote {path}" for path in self.files),
+        ]
+        return "\n".join(lines)
+
+
+def measure_speed(
+    checkpoint: str,
+    *,
+    out: Path,
+    repeats: int = 20,
+    batches: Sequence[int] = (1, 8, 32),
+    peers: bool = True,
+    progress: bool = True,
+) -> Speed:
+    """Time a checkpoint, and in the same run the networks of peers, on this machine's CPU.
+
+    Args:
+        checkpoint: folder, Hub id or `"default"`.
+        out: gets `speed.csv` and `manifest.json`.
+        repeats: timed calls of each kind, after two that warm up; slow ones get a fifth, but 3 at least.
+        batches: batch sizes of the network alone.
+        peers: also time the networks of [`peer_networks`].
+
+    Raises:
+        InputError: the checkpoint cannot be loaded, fewer than 3 repeats, or an empty or impossible batch.
+    """
+    if repeats < 3:
+        raise InputError(f"The number of repeats must be 3 or more, not {repeats}: a median needs them.")
+    if not batches or min(batches) < 1:
+        raise InputError("Batch sizes must be 1 or more.")
+    pipe = load_pipeline(checkpoint, device="cpu")
+    name, all_threads = public_name(checkpoint), torch.get_num_threads()
+    peak = {
+        (precision, threads): matmul_peak(dtype, threads=threads)
+        for precision, dtype in _PRECISIONS.items()
+        for threads in sorted({1, all_threads})
+    }
+    rows: list[dict[str, Any]] = []
+
+    def add(
+        system: str,
+        what: str,
+        size: int,
+        batch: int,
+        precision: str,
+        threads: int,
+        times: list[float],
+        gflop: float | None,
+    ) -> None:
+        per_image = [1000 * seconds / batch for seconds in times]
+        median = statistics.median(per_image)
+        used = None if gflop is None else gflop / (median / 1000) / peak[precision, threads]
+        setting = (system, what, size, batch, precision, threads, len(times))
+        found = (median, float(np.percentile(per_image, 95)), 1000 / median, gflop, used)
+        rows.append(dict(zip(COLUMNS, (*setting, *found), strict=True)))
+
+    networks: list[tuple[str, nn.Module, int, tuple[int, ...]]] = [
+        (name, pipe.model, pipe.model.config.image_size, tuple(batches))
+    ]
+    if peers:
+        networks += [(peer, network, size, (1,)) for peer, network, size in peer_networks()]
+    settings = [
+        (system, network, size, batch, precision, threads)
+        for system, network, size, sizes in networks
+        for precision in _PRECISIONS
+        for threads in sorted({1, all_threads})
+        for batch in sizes
+    ]
+    gflops = {system: gflop_per_image(_call(network, size, 1)) for system, network, size, _ in networks}
+    with tqdm(total=len(settings) + 2, desc="speed", unit="setting", disable=not progress) as bar:
+        for what, content in _files().items():
+            with _threads(all_threads):
+                times = timed(_file_to_months(pipe, content), repeats=repeats)
+            add(name, what, pipe.model.config.image_size, 1, "fp32", all_threads, times, None)
+            bar.update()
+        for system, network, size, batch, precision, threads in settings:
+            with _threads(threads), _autocast(precision), torch.inference_mode():
+                times = timed(_call(network, size, batch), repeats=repeats)
+            add(system, "network", size, batch, precision, threads, times, gflops[system])
+            bar.update()
+    manifest = {
+        "checkpoint": name,
+        "revision": checkpoint_revision(pipe),
+        "peak_gflop_per_second": {
+            f"{precision}, {threads} threads": value for (precision, threads), value in peak.items()
+        },
+        "matmul_side": _MATMUL_SIDE,
+        "cold_start": cold_start(checkpoint),
+        "file_size": list(FILE_SIZE),
+        **seal(),
+    }
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "speed.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return Speed(table, manifest, (out / "speed.csv", out / "manifest.json"))
+
+
+# --- what is timed --------------------------------------------------------------------------------------------------
+
+
+def peer_networks() -> Iterator[tuple[str, nn.Module, int]]:
+    """Name, network with random weights, side of its input: of peers, and the reference network of this field.
+
+    Deeplasia is an ensemble of EfficientNets at 512 px (Rassmann et al., Pediatr Radiol 2024, doi
+    10.1007/s00247-023-05789-1); ianpan/bone-age holds three ConvNeXtV2-tiny at 512 px (its model card).
+    """
+    from transformers import ConvNextV2Config, ConvNextV2Model, EfficientNetConfig, EfficientNetModel
+
+    def efficientnet(width: float, depth: float) -> nn.Module:
+        config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, image_size=512)
+        return EfficientNetModel(config).eval()
+
+    torch.manual_seed(0)
+    # Width and depth: table 1 and the scaling of Tan & Le, ICML 2019, arXiv:1905.11946.
+    yield "EfficientNet-B0, 512 px (Deeplasia's kind)", efficientnet(1.0, 1.0), 512
+    yield "EfficientNet-B4, 512 px (Deeplasia's kind)", efficientnet(1.4, 1.8), 512
+    tiny = ConvNextV2Config(depths=[3, 3, 9, 3], hidden_sizes=[96, 192, 384, 768])
+    yield (
+        "three ConvNeXtV2-tiny, 512 px (ianpan's kind)",
+        _Ensemble([ConvNextV2Model(tiny).eval() for _ in range(3)]),
+        512,
+    )
+    yield "VGG19 with attention, 384 px (the reference)", BoneAgeModel(BoneAgeConfig()).eval(), 384
+
+
+class _Ensemble(nn.Module):
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, pixel_values: torch.Tensor) -> list[Any]:
+        return [member(pixel_values) for member in self.members]
+
+
+def _call(network: nn.Module, size: int, batch: int) -> Callable[[], object]:
+    """A forward pass on noise, in the memory layout that the pipeline uses."""
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    module: Any = network.eval()  # torch's stubs lack this argument of Module.to
+    module.to(memory_format=torch.channels_last)
+    if isinstance(network, BoneAgeModel) and network.config.uses_sex:
+        sex = torch.zeros(batch, dtype=torch.int64)
+        return lambda: network(images, sex=sex)
+    return lambda: network(images)
+
+
+def _files() -> dict[str, bytes]:
+    from PIL import Image
+
+    small = draw(120, "female", seed=0)
+    large = small.resize((FILE_SIZE[1], FILE_SIZE[0]), Image.Resampling.BICUBIC)
+    side = small.resize((299, 299), Image.Resampling.BICUBIC)
+    name = f"file to months, PNG {FILE_SIZE[1]} x {FILE_SIZE[0]}"
+    return {name: png_bytes(large), "file to months, PNG 299 x 299": png_bytes(side)}
+
+
+def _file_to_months(pipe: BoneAgePipeline, content: bytes) -> Callable[[], object]:
+    sex = "female" if pipe.model.config.uses_sex else None
+    return lambda: pipe(content, sex=sex)
+
+
+def timed(call: Callable[[], object], *, repeats: int) -> list[float]:
+    """Seconds of each call, after two that warm up; calls of over a second get a fifth of the repeats, but 3."""
+    call()
+    began = time.perf_counter()
+    call()
+    if time.perf_counter() - began > 1:
+        repeats = max(3, repeats // 5)
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def gflop_per_image(call: Callable[[], object]) -> float:
+    """Billions of floating point operations (a multiplication and an addition are two) of convolutions and matrix
+    products in one call, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def matmul_peak(dtype: torch.dtype, *, threads: int) -> float:
+    """GFLOP/s of a large matrix product: what this machine reaches at best, fastest of five."""
+    one, other = (torch.randn(_MATMUL_SIDE, _MATMUL_SIDE).to(dtype) for _ in range(2))
+    with _threads(threads):
+        times = timed(lambda: one @ other, repeats=5)
+    return 2 * _MATMUL_SIDE**3 / min(times) / 1e9
+
+
+_COLD_START = """
+import json, resource, sys, time
+began = time.perf_counter()
+from boneage_hf import load_pipeline
+pipe = load_pipeline(sys.argv[1], device="cpu")
+pipe(sys.argv[2], sex="female" if pipe.model.config.uses_sex else None)
+seconds = time.perf_counter() - began
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+def cold_start(checkpoint: str) -> dict[str, float]:
+    """Seconds from the first import to the first answer in a fresh process, and its peak memory.
+
+    Raises:
+        InputError: the fresh process gave no answer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.png"
+        path.write_bytes(next(iter(_files().values())))
+        done = subprocess.run(
+            [sys.executable, "-c", _COLD_START, checkpoint, str(path)], capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        raise InputError("A fresh process could not read a drawn hand with this checkpoint: try `boneage predict`.")
+    seconds, resident = json.loads(done.stdout.splitlines()[-1])
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, kilobytes on Linux
+    return {"seconds": seconds, "peak_memory_mb": resident / unit}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _autocast(precision: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()

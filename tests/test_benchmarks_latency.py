@@ -1,0 +1,113 @@
+"""Speed of a checkpoint: what is counted is counted right, every setting has a row, and nothing names the machine."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from make_tiny_checkpoint import CHECKPOINT
+from torch import nn
+
+from benchmarks import latency
+from benchmarks.cli import main
+from benchmarks.latency import COLUMNS, Speed, gflop_per_image, matmul_peak, measure_speed, timed
+from boneage_hf.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory: pytest.TempPathFactory) -> Speed:
+    out = tmp_path_factory.mktemp("speed") / "out"
+    return measure_speed(str(CHECKPOINT), out=out, repeats=3, batches=(1, 2), peers=False, progress=False)
+
+
+def test_every_batch_precision_and_number_of_threads_has_a_row(speed: Speed) -> None:
+    network = speed.table[speed.table["what"] == "network"]
+    threads = {1, torch.get_num_threads()}
+    assert len(network) == 2 * 2 * len(threads)
+    assert set(network["batch"]) == {1, 2}
+    assert set(network["precision"]) == {"fp32", "bf16"}
+    assert set(network["threads"]) == threads
+
+
+def test_files_are_read_from_bytes_to_months_in_two_sizes(speed: Speed) -> None:
+    files = speed.table[speed.table["what"].str.startswith("file to months")]
+    assert list(files["what"]) == ["file to months, PNG 1500 x 2000", "file to months, PNG 299 x 299"]
+    assert files["median_ms"].iloc[0] > files["median_ms"].iloc[1]
+
+
+def test_medians_lie_below_95th_percentiles_and_agree_with_the_rate(speed: Speed) -> None:
+    assert (speed.table["median_ms"] <= speed.table["p95_ms"]).all()
+    assert (speed.table["images_per_second"] * speed.table["median_ms"]).tolist() == pytest.approx(
+        [1000.0] * len(speed.table)
+    )
+
+
+def test_the_written_table_is_the_measured_one(speed: Speed) -> None:
+    written = pd.read_csv(speed.files[0])
+    assert list(written.columns) == list(COLUMNS)
+    assert written["median_ms"].tolist() == pytest.approx(speed.table["median_ms"].tolist(), rel=1e-3)
+
+
+def test_the_manifest_names_revision_peak_memory_and_cold_start_and_no_path(speed: Speed) -> None:
+    manifest = json.loads(speed.files[1].read_text())
+    assert manifest["checkpoint"] == "tiny"
+    assert len(manifest["revision"]) == 12
+    assert manifest["cold_start"]["seconds"] > 0
+    assert manifest["cold_start"]["peak_memory_mb"] > 50
+    assert str(CHECKPOINT.parent) not in speed.files[1].read_text()
+
+
+def test_the_number_of_threads_is_put_back(speed: Speed) -> None:
+    before = torch.get_num_threads()
+    matmul_peak(torch.float32, threads=1)
+    assert torch.get_num_threads() == before
+
+
+def test_operations_are_those_of_a_count_by_hand() -> None:
+    network = nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False)
+    counted = gflop_per_image(lambda: network(torch.zeros(1, 3, 10, 10)))
+    assert counted == pytest.approx(2 * 8 * 3 * 3 * 3 * 10 * 10 / 1e9)
+
+
+def test_calls_of_over_a_second_are_repeated_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(clock)))
+    assert timed(lambda: None, repeats=20) == [2.0] * 4
+
+
+@pytest.mark.slow
+def test_the_networks_of_peers_have_the_published_number_of_weights() -> None:
+    counts = {
+        name: sum(value.numel() for value in network.parameters()) for name, network, _ in latency.peer_networks()
+    }
+    b0, b4, convnext, vgg = counts.values()
+    # Tan & Le, table 2, less the classifier (1,280 or 1,792 channels to 1,000 classes): 5.3 and 19 million.
+    assert b0 == pytest.approx(5.3e6 - 1281e3, rel=0.02)
+    assert b4 == pytest.approx(19.3e6 - 1793e3, rel=0.02)
+    assert convnext == pytest.approx(3 * 27.9e6, rel=0.02)  # ConvNeXtV2-tiny, 28.6 million with its classifier
+    assert vgg == 20_589_601 - 2 * 512  # the statistics of BatchNorm are buffers
+
+
+@pytest.mark.parametrize(
+    ("repeats", "batches", "message"), [(2, (1,), "3 or more"), (3, (), "1 or more"), (3, (0,), "1 or more")]
+)
+def test_impossible_numbers_are_refused(repeats: int, batches: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        measure_speed(str(CHECKPOINT), out=tmp_path, repeats=repeats, batches=batches)
+
+
+def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["speed", str(CHECKPOINT), "--out", str(tmp_path / "out"), "--repeats", "3", "--no-peers"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "cold start to the first answer" in printed
+    assert (tmp_path / "out" / "speed.csv").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["speed"], ["speed", "default"], ["speed", "default", "--training"]])
+def test_speed_is_either_of_training_or_of_a_checkpoint(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
