@@ -9,6 +9,8 @@ or put into a message.
 Colour profiles and gamma tags are not applied: exports of radiographs carry those of the exporting screen, if any.
 """
 
+import calendar
+import datetime
 import io
 import logging
 import os
@@ -19,7 +21,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -27,6 +29,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from .errors import InputError
+from .sex import Sex
 
 FileFormat = Literal["PNG", "JPEG", "TIFF", "DICOM"]
 
@@ -47,6 +50,10 @@ OUTLIERS_ONE_IN = 1000
 #: Channels of a grey picture that went through colour JPEG or a scanner differ by a few grey levels (of 255); from
 #: here on, in more than one pixel in OUTLIERS_ONE_IN, the picture counts as coloured.
 COLOUR_TOLERANCE = 12
+
+#: Oldest chronological age that is prefilled (20 years): hands are grown by then, and birth dates such as 1900-01-01
+#: are placeholders of anonymised files.
+MAX_AGE_MONTHS = 240.0
 
 #: ITU-R BT.601 luma in 1/65536, as PIL's ``convert("L")`` uses it; the sum is 65536, so equal channels stay exact.
 _LUMA = (19595, 38470, 7471)
@@ -76,6 +83,14 @@ _DICOM_TAGS = {
     "ModalityLUTSequence": 0x00283000,
     "VOILUTSequence": 0x00283010,
     "PixelData": 0x7FE00010,
+}
+# What `read_prefill` takes from a header, and the whole of it.
+_PREFILL_TAGS = {
+    "StudyDate": 0x00080020,
+    "PatientBirthDate": 0x00100030,
+    "PatientSex": 0x00100040,
+    "Laterality": 0x00200060,
+    "ImageLaterality": 0x00200062,
 }
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
@@ -171,6 +186,89 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO) -> Radiograph:
         if _is_text(data):
             raise InputError(f"This is a text file: {_ACCEPTED}.")
         raise InputError(f"The content is of no known image format: {_ACCEPTED}.")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a DICOM header says about the child that the reader may otherwise type; None where it says nothing usable.
+
+    Attributes:
+        sex: from Patient's Sex ``F`` or ``M``.
+        chronological_age_months: 0 to MAX_AGE_MONTHS, from Patient's Birth Date and Study Date by `months_between`.
+        laterality: of the hand, from Image Laterality or, without it, Laterality (``L`` or ``R``).
+    """
+
+    sex: Sex | None = None
+    chronological_age_months: float | None = None
+    laterality: Literal["left", "right"] | None = None
+
+
+def read_prefill(content: bytes) -> Prefill:
+    """Sex, chronological age and laterality from the bytes of a DICOM file, for a person to check.
+
+    Five elements are looked at (as PS3.6 names them: Study Date, Patient's Birth Date,
+    Patient's Sex, Laterality, Image Laterality) and nothing else of the header. The dates themselves are not kept.
+    Anything unclear is None: another sex than F and M, a date that is not eight digits of a real day, a study before
+    birth, an age over MAX_AGE_MONTHS, two lateralities that contradict each other. A file that is not DICOM, or whose
+    header cannot be read, gives None throughout; whether its picture can be used is for `read` to say.
+    """
+    has_prefix = content[128:132] == b"DICM"
+    if len(content) > MAX_FILE_BYTES or not (has_prefix or _may_be_bare_dicom(content)):
+        return Prefill()
+    with _quiet:
+        try:
+            pydicom = _import_pydicom()
+        except InputError:
+            return Prefill()
+        try:
+            tags = tuple(_PREFILL_TAGS.values())
+            dataset = _dicom_dataset(pydicom, content, has_prefix=has_prefix, tags=tags)
+            stored = {keyword: _plain_text(dataset.get_item(tag)) for keyword, tag in _PREFILL_TAGS.items()}
+        except (*_DECODER_ERRORS, *_errors_of(pydicom)):  # InputError, a ValueError, is among them
+            return Prefill()
+    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
+    sides: dict[str, Literal["left", "right"]] = {"L": "left", "R": "right"}
+    stated = {stored[keyword] for keyword in ("ImageLaterality", "Laterality")} & set(sides)
+    return Prefill(
+        sex=sexes.get(stored["PatientSex"]),
+        chronological_age_months=_age_at(stored["PatientBirthDate"], stored["StudyDate"]),
+        laterality=sides[stated.pop()] if len(stated) == 1 else None,
+    )
+
+
+def months_between(birth: datetime.date, study: datetime.date) -> float:
+    """Chronological age in months: completed calendar months, and of the month begun the part that has passed.
+
+    A month is completed on the day of the month of birth, or on the last day of a month that is too short for it
+    (born on the 31st: on 30 April). So every birthday is a whole multiple of 12. Negative if ``study`` is earlier.
+    """
+    months = (study.year - birth.year) * 12 + study.month - birth.month
+    if study < _months_later(birth, months):
+        months -= 1
+    start, end = _months_later(birth, months), _months_later(birth, months + 1)
+    return months + (study - start).days / (end - start).days
+
+
+def _months_later(day: datetime.date, months: int) -> datetime.date:
+    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
+    return datetime.date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))
+
+
+def _age_at(birth: str, study: str) -> float | None:
+    if not (re.fullmatch(r"[0-9]{8}", birth) and re.fullmatch(r"[0-9]{8}", study)):
+        return None
+    try:
+        born, taken = (datetime.date(int(day[:4]), int(day[4:6]), int(day[6:])) for day in (birth, study))
+        months = months_between(born, taken)
+    except ValueError:  # no such day, or the calendar of Python ends
+        return None
+    return months if 0 <= months <= MAX_AGE_MONTHS else None
+
+
+def _plain_text(element: Any) -> str:
+    """The text of one raw element without its padding; empty where it is absent, nested or not ASCII."""
+    value = getattr(element, "value", None)
+    return value.decode("ascii", "replace").strip("\x00 ") if isinstance(value, bytes) else ""
 
 
 def window_by_own_range(
@@ -543,6 +641,11 @@ def _import_pydicom() -> Any:
     return pydicom
 
 
+def _errors_of(pydicom: Any) -> tuple[type[Exception], ...]:
+    """What pydicom raises on damaged files beside _DECODER_ERRORS."""
+    return pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
+
+
 @dataclass(frozen=True)
 class _LookupTable:
     """First value mapped, and the outputs from there on; values outside take the first or last output."""
@@ -605,7 +708,6 @@ class _DicomHeader:
 
 def _read_dicom(data: bytes, *, has_prefix: bool) -> Radiograph:
     pydicom = _import_pydicom()
-    pydicom_errors = (pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)
     # Only what the libraries do stands in the try block: an error of our own must not pass for a damaged file.
     try:
         dataset = _dicom_dataset(pydicom, data, has_prefix=has_prefix)
@@ -619,7 +721,7 @@ def _read_dicom(data: bytes, *, has_prefix: bool) -> Radiograph:
         pixels = _decode_dicom(pydicom, dataset, header)
     except InputError:
         raise
-    except (*_DECODER_ERRORS, *pydicom_errors, Image.DecompressionBombError):
+    except (*_DECODER_ERRORS, *_errors_of(pydicom), Image.DecompressionBombError):
         raise _damaged("DICOM") from None
 
     shape = (header.rows, header.columns) if header.is_grey else (header.rows, header.columns, 3)
@@ -643,13 +745,16 @@ def _not_grey() -> InputError:
     return InputError(f"The DICOM file is neither greyscale nor plain RGB: {_EXPORT}.")
 
 
-def _dicom_dataset(pydicom: Any, data: bytes, *, has_prefix: bool) -> Any:
-    """The few elements of _DICOM_TAGS, with a transfer syntax in ``file_meta`` in any case."""
+def _dicom_dataset(
+    pydicom: Any, data: bytes, *, has_prefix: bool, tags: Sequence[int] = tuple(_DICOM_TAGS.values())
+) -> Any:
+    """The few elements of ``tags``, with a transfer syntax in ``file_meta`` in any case."""
     reader = pydicom.filereader
-    tags = list(_DICOM_TAGS.values())
+    tags = list(tags)
+    last = max(tags)
 
-    def is_after_pixels(tag: int, vr: str | None, length: int) -> bool:
-        return tag > _DICOM_TAGS["PixelData"]
+    def is_behind(tag: int, vr: str | None, length: int) -> bool:
+        return tag > last
 
     stream = io.BytesIO(data)
     stream.seek(132 if has_prefix else 0)
@@ -667,13 +772,11 @@ def _dicom_dataset(pydicom: Any, data: bytes, *, has_prefix: bool) -> Any:
             raise _too_many_bytes()
         if not inflater.eof:
             raise _damaged("DICOM")
-        dataset = reader.read_dataset(io.BytesIO(body), False, True, stop_when=is_after_pixels, specific_tags=tags)
+        dataset = reader.read_dataset(io.BytesIO(body), False, True, stop_when=is_behind, specific_tags=tags)
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         return dataset
-    dataset = reader.read_partial(
-        io.BytesIO(data), stop_when=is_after_pixels, force=not has_prefix, specific_tags=tags
-    )
+    dataset = reader.read_partial(io.BytesIO(data), stop_when=is_behind, force=not has_prefix, specific_tags=tags)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little_endian = dataset.original_encoding
         explicit = pydicom.uid.ExplicitVRLittleEndian if little_endian else pydicom.uid.ExplicitVRBigEndian

@@ -1002,6 +1002,7 @@ def test_pydicom_is_imported_in_try_blocks_only() -> None:
         "numpy",
         "PIL",
         ".errors",
+        ".sex",
     }
 
 
