@@ -12,11 +12,13 @@ Colour profiles and gamma tags are not applied: exports of radiographs carry tho
 import calendar
 import datetime
 import io
+import json
 import logging
 import os
 import re
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import warnings
@@ -39,6 +41,12 @@ MAX_PIXELS = 64_000_000
 
 #: Most bytes in one file (128 MiB): an uncompressed 16-bit grey image of MAX_PIXELS just fits.
 MAX_FILE_BYTES = 128 * 1024 * 1024
+
+#: Longest that gdcm may take for one image; one of MAX_PIXELS takes it a few seconds.
+GDCM_SECONDS = 60.0
+
+#: Most address space of the process in which gdcm decodes (4 GiB): libraries, and ten copies of the largest image.
+GDCM_MEMORY_BYTES = 4 * 1024**3
 
 #: Shortest side in pixels: the backbones reduce by 32, so a smaller image has not one cell of detail.
 MIN_SIDE = 32
@@ -93,6 +101,25 @@ _PREFILL_TAGS = {
     "ImageLaterality": 0x00200062,
 }
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+
+# One line of JSON and the encapsulated pixel data in, an array in numpy's format out.
+_GDCM_SCRIPT = """
+import io, json, sys
+about = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = about["path"]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (about["memory"], about["memory"]))
+except (ImportError, OSError, ValueError):
+    pass  # Windows has no such limits
+import numpy, pydicom.pixels
+decoder = pydicom.pixels.get_decoder(about["syntax"])
+pixels, _ = decoder.as_array(sys.stdin.buffer.read(), index=0, decoding_plugin="gdcm", **about["options"])
+whole = io.BytesIO()
+numpy.save(whole, pixels, allow_pickle=False)
+sys.stdout.buffer.write(whole.getbuffer())
+"""
 
 # What PIL and pydicom raise on damaged files, seen by flipping bits; both libraries document none of it.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -828,31 +855,66 @@ def _decode_dicom(pydicom: Any, dataset: Any, header: _DicomHeader) -> np.ndarra
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError:
         raise InputError(f"The DICOM file is compressed in a way that is not read: {_EXPORT}.") from None
-    missing = (
+    if not decoder.is_encapsulated:
+        return pydicom.pixels.pixel_array(dataset, index=0)
+    # Compression does not double the size; without this, a small picture could unpack to gigabytes.
+    raw_bytes = header.rows * header.columns * header.samples * (header.bits_allocated // 8)
+    if len(dataset.PixelData) > 2 * raw_bytes + 2**16:
+        raise _damaged("DICOM")
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    size = _size_of_codestream(frame)
+    if size is not None and size != (header.columns, header.rows):
+        raise _damaged("DICOM")
+    plugins = decoder.available_plugins
+    for plugin in plugins:
+        if plugin == "gdcm":
+            continue
+        try:
+            return pydicom.pixels.pixel_array(dataset, index=0, decoding_plugin=plugin)
+        except (NotImplementedError, RuntimeError):  # damaged, or of a kind that this decoder does not know
+            pass
+    if plugins == ("gdcm",):
+        return _decode_with_gdcm(dataset, header)
+    if plugins:  # Pillow, for one, reads no 12-bit JPEG, and neither does gdcm
+        raise InputError(f"The compressed image in the DICOM file is damaged or of a rare kind: {_EXPORT}.")
+    raise InputError(
         "The DICOM file is compressed in a way that needs another decoder: "
         'pip install "boneage-hf[dicom]" and read it again, or save it uncompressed.'
     )
-    if not decoder.is_available:
-        raise InputError(missing)
-    if decoder.is_encapsulated:
-        # Compression does not double the size; without this, a small picture could unpack to gigabytes.
-        raw_bytes = header.rows * header.columns * header.samples * (header.bits_allocated // 8)
-        if len(dataset.PixelData) > 2 * raw_bytes + 2**16:
-            raise _damaged("DICOM")
-        frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-        size = _size_of_codestream(frame)
-        if size is not None and size != (header.columns, header.rows):
-            raise _damaged("DICOM")
+
+
+def _decode_with_gdcm(dataset: Any, header: _DicomHeader) -> np.ndarray:
+    """JPEG lossless and JPEG-LS in a process of its own: on damaged data gdcm ends its whole process (`abort`)."""
+    about = {
+        "path": [folder for folder in sys.path if folder],
+        "memory": GDCM_MEMORY_BYTES,
+        "syntax": str(dataset.file_meta.TransferSyntaxUID),
+        "options": {
+            "rows": header.rows,
+            "columns": header.columns,
+            "number_of_frames": 1,
+            "samples_per_pixel": header.samples,
+            "photometric_interpretation": header.photometric,
+            "planar_configuration": int(dataset.get("PlanarConfiguration") or 0),
+            "bits_allocated": header.bits_allocated,
+            "bits_stored": header.bits_stored,
+            "pixel_representation": int(dataset.get("PixelRepresentation") or 0),
+            "pixel_keyword": "PixelData",
+        },
+    }
     try:
-        return pydicom.pixels.pixel_array(dataset, index=0)
-    except (NotImplementedError, RuntimeError):
-        # pydicom says here that every decoder it found gave up: Pillow, for one, reads no 12-bit JPEG.
-        if decoder.is_encapsulated and not _has_gdcm() and str(syntax) != str(pydicom.uid.RLELossless):
-            raise InputError(
-                "The compressed image in the DICOM file is damaged or needs another decoder: "
-                'pip install "boneage-hf[dicom]" and read it again, or save it uncompressed.'
-            ) from None
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _GDCM_SCRIPT],
+            input=json.dumps(about).encode() + b"\n" + dataset.PixelData,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # gdcm writes there what it reads
+            timeout=GDCM_SECONDS,
+            check=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each of its threads reserves memory
+        )
+    except subprocess.SubprocessError:
         raise _damaged("DICOM") from None
+    return np.asarray(np.load(io.BytesIO(child.stdout), allow_pickle=False))
 
 
 def _size_of_codestream(frame: bytes) -> tuple[int, int] | None:
@@ -862,14 +924,6 @@ def _size_of_codestream(frame: bytes) -> tuple[int, int] | None:
             return image.size
     except _DECODER_ERRORS:
         return None
-
-
-def _has_gdcm() -> bool:
-    try:
-        import gdcm  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _grey_of_dicom(header: _DicomHeader, pixels: np.ndarray) -> np.ndarray:
