@@ -195,7 +195,7 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO) -> Radiograph:
         InputError: if the source is a URL, is missing, empty, too large, truncated or damaged, is no PNG, JPEG, TIFF
             or DICOM, holds several frames, holds NaN or infinity, or is smaller than MIN_SIDE.
     """
-    data = _bytes_of(source)
+    data = content_of(source)
     with _quiet:
         if data[128:132] == b"DICM":
             return _read_dicom(data, has_prefix=True)
@@ -362,7 +362,12 @@ def _map_values(pixels: np.ndarray, shade: Callable[[np.ndarray], np.ndarray]) -
 # --- the bytes ------------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(source: object) -> bytes:
+def content_of(source: object) -> bytes:
+    """The bytes of a path, of bytes, or of a file opened in binary mode: at least one and at most MAX_FILE_BYTES.
+
+    Raises:
+        InputError: as `read` does for the source itself; the content is not looked at.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     elif isinstance(source, str | os.PathLike):
@@ -668,7 +673,7 @@ def _import_pydicom() -> Any:
     return pydicom
 
 
-def _errors_of(pydicom: Any) -> tuple[type[Exception], ...]:
+def _errors_of(pydicom: Any) -> tuple[Any, ...]:
     """What pydicom raises on damaged files beside _DECODER_ERRORS."""
     return pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
 

@@ -66,8 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate_metric": {"metrics"},
     "clinical": LEAF,
     "explain": LEAF | MODEL,
-    "growth_plot": BASE | {"clinical"},
-    "report": LEAF | {"clinical", "growth_plot"},
+    "report": LEAF | {"clinical"},
     "calibration": LAID_ON | {"metrics"},
     # the data set, drawn hands included
     "stored_image": LEAF,
@@ -87,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"},
+    "batch": TRAVELS | {"clinical"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
