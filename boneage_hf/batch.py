@@ -369,12 +369,13 @@ def _answered(
         if reasons is None:
             return replace(row, problem=str(error))
         return replace(row, problem=str(error), quality="refuse", quality_reasons=" ".join(reasons))
-    low, high = answer["interval_months"] or (None, None)
+    interval = None if answer["interval_months"] is None else (*answer["interval_months"],)
+    low, high = interval or (None, None)
     assessed = None
     if row.sex is not None:
         assessed = assess(
             bone_age_months=answer["bone_age_months"],
-            interval_months=None if low is None else (low, high),
+            interval_months=interval,
             sex=row.sex,
             chronological_age_months=row.chronological_age_months,
         )

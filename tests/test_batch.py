@@ -6,6 +6,7 @@ import io
 import stat
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,7 @@ def test_one_file_is_read_at_a_time(pipe: BoneAgePipeline) -> None:
         read.append(name)
         return png(HAND)
 
-    items = [BatchItem(name, name, lambda name=name: content(name)) for name in "abc"]
+    items = [BatchItem(name, name, partial(content, name)) for name in "abc"]
     answers = predict_batch(pipe, items, sex="female")
     assert read == []
     next(answers)
