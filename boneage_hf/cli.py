@@ -117,6 +117,10 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.batch:
+        return _predict_batch(options)
+    if options.table is not None or options.out is not None:
+        raise InputError("--table and --out belong to --batch: add --batch, or leave them out.")
     from .hub import checkpoint_revision, load_pipeline
     from .report import DISCLAIMER, answer_as_json, answer_as_text
 
@@ -140,6 +144,32 @@ def _predict(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _predict_batch(options: argparse.Namespace) -> int:
+    if options.out is None or options.json:
+        raise InputError("--batch needs --out ANSWERS.csv and takes no --json.")
+    if Path(options.out).is_dir():
+        raise InputError("--out is a folder: name the CSV file to write.")
+    from tqdm import tqdm
+
+    from .batch import collect, predict_batch, read_table, rows_to_csv
+    from .files import write_text
+    from .hub import checkpoint_revision, load_pipeline
+    from .report import DISCLAIMER
+
+    table = None if options.table is None else read_table(options.table)
+    items = collect(options.files)
+    if not items:
+        raise InputError("The folder holds no file: name a folder, ZIP archive or files with radiographs.")
+    pipe = load_pipeline(options.checkpoint)
+    answers = predict_batch(pipe, items, table=table, sex=options.sex, flip_average=options.flip_average)
+    rows = list(tqdm(answers, total=len(items), unit="file", file=sys.stderr))
+    write_text(Path(options.out), rows_to_csv(rows))
+    failed = sum(row.problem is not None for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} answered: {options.out}")
+    print(f"revision {checkpoint_revision(pipe)}. {DISCLAIMER}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -273,8 +303,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = add("predict", _predict, "bone age of radiographs: PNG, JPEG, TIFF or DICOM")
     predict.add_argument("checkpoint", help='folder, Hub id, or "default"')
-    predict.add_argument("files", nargs="+", metavar="FILE")
+    predict.add_argument("files", nargs="+", metavar="FILE", help="with --batch also folders and ZIP archives")
     predict.add_argument("--sex", choices=SEXES, help="of the children; required by a model that uses sex")
+    predict.add_argument(
+        "--batch",
+        action="store_true",
+        help="a row for each file in --out; sex of --table, else of the DICOM file, else --sex; code 1 if some fail",
+    )
+    predict.add_argument(
+        "--table", metavar="CSV", help="with --batch: columns file, sex (female or male), chronological_age_months"
+    )
+    predict.add_argument("--out", metavar="CSV", help="with --batch: the file to write")
     predict.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
     predict.add_argument("--json", action="store_true", help="one JSON object per line")
 

@@ -9,17 +9,21 @@ or put into a message.
 Colour profiles and gamma tags are not applied: exports of radiographs carry those of the exporting screen, if any.
 """
 
+import calendar
+import datetime
 import io
+import json
 import logging
 import os
 import re
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -27,6 +31,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from .errors import InputError
+from .sex import Sex
 
 FileFormat = Literal["PNG", "JPEG", "TIFF", "DICOM"]
 
@@ -36,6 +41,12 @@ MAX_PIXELS = 64_000_000
 
 #: Most bytes in one file (128 MiB): an uncompressed 16-bit grey image of MAX_PIXELS just fits.
 MAX_FILE_BYTES = 128 * 1024 * 1024
+
+#: Longest that gdcm may take for one image; one of MAX_PIXELS takes it a few seconds.
+GDCM_SECONDS = 60.0
+
+#: Most address space of the process in which gdcm decodes (4 GiB): libraries, and ten copies of the largest image.
+GDCM_MEMORY_BYTES = 4 * 1024**3
 
 #: Shortest side in pixels: the backbones reduce by 32, so a smaller image has not one cell of detail.
 MIN_SIDE = 32
@@ -47,6 +58,10 @@ OUTLIERS_ONE_IN = 1000
 #: Channels of a grey picture that went through colour JPEG or a scanner differ by a few grey levels (of 255); from
 #: here on, in more than one pixel in OUTLIERS_ONE_IN, the picture counts as coloured.
 COLOUR_TOLERANCE = 12
+
+#: Oldest chronological age that is prefilled (20 years): hands are grown by then, and birth dates such as 1900-01-01
+#: are placeholders of anonymised files.
+MAX_AGE_MONTHS = 240.0
 
 #: ITU-R BT.601 luma in 1/65536, as PIL's ``convert("L")`` uses it; the sum is 65536, so equal channels stay exact.
 _LUMA = (19595, 38470, 7471)
@@ -77,7 +92,34 @@ _DICOM_TAGS = {
     "VOILUTSequence": 0x00283010,
     "PixelData": 0x7FE00010,
 }
+# What `read_prefill` takes from a header, and the whole of it.
+_PREFILL_TAGS = {
+    "StudyDate": 0x00080020,
+    "PatientBirthDate": 0x00100030,
+    "PatientSex": 0x00100040,
+    "Laterality": 0x00200060,
+    "ImageLaterality": 0x00200062,
+}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+
+# One line of JSON and the encapsulated pixel data in, an array in numpy's format out.
+_GDCM_SCRIPT = """
+import io, json, sys
+about = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = about["path"]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (about["memory"], about["memory"]))
+except (ImportError, OSError, ValueError):
+    pass  # Windows has no such limits
+import numpy, pydicom.pixels
+decoder = pydicom.pixels.get_decoder(about["syntax"])
+pixels, _ = decoder.as_array(sys.stdin.buffer.read(), index=0, decoding_plugin="gdcm", **about["options"])
+whole = io.BytesIO()
+numpy.save(whole, pixels, allow_pickle=False)
+sys.stdout.buffer.write(whole.getbuffer())
+"""
 
 # What PIL and pydicom raise on damaged files, seen by flipping bits; both libraries document none of it.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -153,7 +195,7 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO) -> Radiograph:
         InputError: if the source is a URL, is missing, empty, too large, truncated or damaged, is no PNG, JPEG, TIFF
             or DICOM, holds several frames, holds NaN or infinity, or is smaller than MIN_SIDE.
     """
-    data = _bytes_of(source)
+    data = content_of(source)
     with _quiet:
         if data[128:132] == b"DICM":
             return _read_dicom(data, has_prefix=True)
@@ -171,6 +213,89 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO) -> Radiograph:
         if _is_text(data):
             raise InputError(f"This is a text file: {_ACCEPTED}.")
         raise InputError(f"The content is of no known image format: {_ACCEPTED}.")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a DICOM header says about the child that the reader may otherwise type; None where it says nothing usable.
+
+    Attributes:
+        sex: from Patient's Sex ``F`` or ``M``.
+        chronological_age_months: 0 to MAX_AGE_MONTHS, from Patient's Birth Date and Study Date by `months_between`.
+        laterality: of the hand, from Image Laterality or, without it, Laterality (``L`` or ``R``).
+    """
+
+    sex: Sex | None = None
+    chronological_age_months: float | None = None
+    laterality: Literal["left", "right"] | None = None
+
+
+def read_prefill(content: bytes) -> Prefill:
+    """Sex, chronological age and laterality from the bytes of a DICOM file, for a person to check.
+
+    Five elements are looked at (as PS3.6 names them: Study Date, Patient's Birth Date,
+    Patient's Sex, Laterality, Image Laterality) and nothing else of the header. The dates themselves are not kept.
+    Anything unclear is None: another sex than F and M, a date that is not eight digits of a real day, a study before
+    birth, an age over MAX_AGE_MONTHS, two lateralities that contradict each other. A file that is not DICOM, or whose
+    header cannot be read, gives None throughout; whether its picture can be used is for `read` to say.
+    """
+    has_prefix = content[128:132] == b"DICM"
+    if len(content) > MAX_FILE_BYTES or not (has_prefix or _may_be_bare_dicom(content)):
+        return Prefill()
+    with _quiet:
+        try:
+            pydicom = _import_pydicom()
+        except InputError:
+            return Prefill()
+        try:
+            tags = tuple(_PREFILL_TAGS.values())
+            dataset = _dicom_dataset(pydicom, content, has_prefix=has_prefix, tags=tags)
+            stored = {keyword: _plain_text(dataset.get_item(tag)) for keyword, tag in _PREFILL_TAGS.items()}
+        except (*_DECODER_ERRORS, *_errors_of(pydicom)):  # InputError, a ValueError, is among them
+            return Prefill()
+    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
+    sides: dict[str, Literal["left", "right"]] = {"L": "left", "R": "right"}
+    stated = {stored[keyword] for keyword in ("ImageLaterality", "Laterality")} & set(sides)
+    return Prefill(
+        sex=sexes.get(stored["PatientSex"]),
+        chronological_age_months=_age_at(stored["PatientBirthDate"], stored["StudyDate"]),
+        laterality=sides[stated.pop()] if len(stated) == 1 else None,
+    )
+
+
+def months_between(birth: datetime.date, study: datetime.date) -> float:
+    """Chronological age in months: completed calendar months, and of the month begun the part that has passed.
+
+    A month is completed on the day of the month of birth, or on the last day of a month that is too short for it
+    (born on the 31st: on 30 April). So every birthday is a whole multiple of 12. Negative if ``study`` is earlier.
+    """
+    months = (study.year - birth.year) * 12 + study.month - birth.month
+    if study < _months_later(birth, months):
+        months -= 1
+    start, end = _months_later(birth, months), _months_later(birth, months + 1)
+    return months + (study - start).days / (end - start).days
+
+
+def _months_later(day: datetime.date, months: int) -> datetime.date:
+    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
+    return datetime.date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))
+
+
+def _age_at(birth: str, study: str) -> float | None:
+    if not (re.fullmatch(r"[0-9]{8}", birth) and re.fullmatch(r"[0-9]{8}", study)):
+        return None
+    try:
+        born, taken = (datetime.date(int(day[:4]), int(day[4:6]), int(day[6:])) for day in (birth, study))
+        months = months_between(born, taken)
+    except ValueError:  # no such day, or the calendar of Python ends
+        return None
+    return months if 0 <= months <= MAX_AGE_MONTHS else None
+
+
+def _plain_text(element: Any) -> str:
+    """The text of one raw element without its padding; empty where it is absent, nested or not ASCII."""
+    value = getattr(element, "value", None)
+    return value.decode("ascii", "replace").strip("\x00 ") if isinstance(value, bytes) else ""
 
 
 def window_by_own_range(
@@ -237,7 +362,12 @@ def _map_values(pixels: np.ndarray, shade: Callable[[np.ndarray], np.ndarray]) -
 # --- the bytes ------------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(source: object) -> bytes:
+def content_of(source: object) -> bytes:
+    """The bytes of a path, of bytes, or of a file opened in binary mode: at least one and at most MAX_FILE_BYTES.
+
+    Raises:
+        InputError: as `read` does for the source itself; the content is not looked at.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     elif isinstance(source, str | os.PathLike):
@@ -543,6 +673,11 @@ def _import_pydicom() -> Any:
     return pydicom
 
 
+def _errors_of(pydicom: Any) -> tuple[Any, ...]:
+    """What pydicom raises on damaged files beside _DECODER_ERRORS."""
+    return pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
+
+
 @dataclass(frozen=True)
 class _LookupTable:
     """First value mapped, and the outputs from there on; values outside take the first or last output."""
@@ -605,7 +740,6 @@ class _DicomHeader:
 
 def _read_dicom(data: bytes, *, has_prefix: bool) -> Radiograph:
     pydicom = _import_pydicom()
-    pydicom_errors = (pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)
     # Only what the libraries do stands in the try block: an error of our own must not pass for a damaged file.
     try:
         dataset = _dicom_dataset(pydicom, data, has_prefix=has_prefix)
@@ -619,7 +753,7 @@ def _read_dicom(data: bytes, *, has_prefix: bool) -> Radiograph:
         pixels = _decode_dicom(pydicom, dataset, header)
     except InputError:
         raise
-    except (*_DECODER_ERRORS, *pydicom_errors, Image.DecompressionBombError):
+    except (*_DECODER_ERRORS, *_errors_of(pydicom), Image.DecompressionBombError):
         raise _damaged("DICOM") from None
 
     shape = (header.rows, header.columns) if header.is_grey else (header.rows, header.columns, 3)
@@ -643,13 +777,16 @@ def _not_grey() -> InputError:
     return InputError(f"The DICOM file is neither greyscale nor plain RGB: {_EXPORT}.")
 
 
-def _dicom_dataset(pydicom: Any, data: bytes, *, has_prefix: bool) -> Any:
-    """The few elements of _DICOM_TAGS, with a transfer syntax in ``file_meta`` in any case."""
+def _dicom_dataset(
+    pydicom: Any, data: bytes, *, has_prefix: bool, tags: Sequence[int] = tuple(_DICOM_TAGS.values())
+) -> Any:
+    """The few elements of ``tags``, with a transfer syntax in ``file_meta`` in any case."""
     reader = pydicom.filereader
-    tags = list(_DICOM_TAGS.values())
+    tags = list(tags)
+    last = max(tags)
 
-    def is_after_pixels(tag: int, vr: str | None, length: int) -> bool:
-        return tag > _DICOM_TAGS["PixelData"]
+    def is_behind(tag: int, vr: str | None, length: int) -> bool:
+        return tag > last
 
     stream = io.BytesIO(data)
     stream.seek(132 if has_prefix else 0)
@@ -667,13 +804,11 @@ def _dicom_dataset(pydicom: Any, data: bytes, *, has_prefix: bool) -> Any:
             raise _too_many_bytes()
         if not inflater.eof:
             raise _damaged("DICOM")
-        dataset = reader.read_dataset(io.BytesIO(body), False, True, stop_when=is_after_pixels, specific_tags=tags)
+        dataset = reader.read_dataset(io.BytesIO(body), False, True, stop_when=is_behind, specific_tags=tags)
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         return dataset
-    dataset = reader.read_partial(
-        io.BytesIO(data), stop_when=is_after_pixels, force=not has_prefix, specific_tags=tags
-    )
+    dataset = reader.read_partial(io.BytesIO(data), stop_when=is_behind, force=not has_prefix, specific_tags=tags)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little_endian = dataset.original_encoding
         explicit = pydicom.uid.ExplicitVRLittleEndian if little_endian else pydicom.uid.ExplicitVRBigEndian
@@ -725,31 +860,66 @@ def _decode_dicom(pydicom: Any, dataset: Any, header: _DicomHeader) -> np.ndarra
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError:
         raise InputError(f"The DICOM file is compressed in a way that is not read: {_EXPORT}.") from None
-    missing = (
+    if not decoder.is_encapsulated:
+        return pydicom.pixels.pixel_array(dataset, index=0)
+    # Compression does not double the size; without this, a small picture could unpack to gigabytes.
+    raw_bytes = header.rows * header.columns * header.samples * (header.bits_allocated // 8)
+    if len(dataset.PixelData) > 2 * raw_bytes + 2**16:
+        raise _damaged("DICOM")
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    size = _size_of_codestream(frame)
+    if size is not None and size != (header.columns, header.rows):
+        raise _damaged("DICOM")
+    plugins = decoder.available_plugins
+    for plugin in plugins:
+        if plugin == "gdcm":
+            continue
+        try:
+            return pydicom.pixels.pixel_array(dataset, index=0, decoding_plugin=plugin)
+        except (NotImplementedError, RuntimeError):  # damaged, or of a kind that this decoder does not know
+            pass
+    if plugins == ("gdcm",):
+        return _decode_with_gdcm(dataset, header)
+    if plugins:  # Pillow, for one, reads no 12-bit JPEG, and neither does gdcm
+        raise InputError(f"The compressed image in the DICOM file is damaged or of a rare kind: {_EXPORT}.")
+    raise InputError(
         "The DICOM file is compressed in a way that needs another decoder: "
         'pip install "boneage-hf[dicom]" and read it again, or save it uncompressed.'
     )
-    if not decoder.is_available:
-        raise InputError(missing)
-    if decoder.is_encapsulated:
-        # Compression does not double the size; without this, a small picture could unpack to gigabytes.
-        raw_bytes = header.rows * header.columns * header.samples * (header.bits_allocated // 8)
-        if len(dataset.PixelData) > 2 * raw_bytes + 2**16:
-            raise _damaged("DICOM")
-        frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-        size = _size_of_codestream(frame)
-        if size is not None and size != (header.columns, header.rows):
-            raise _damaged("DICOM")
+
+
+def _decode_with_gdcm(dataset: Any, header: _DicomHeader) -> np.ndarray:
+    """JPEG lossless and JPEG-LS in a process of its own: on damaged data gdcm ends its whole process (`abort`)."""
+    about = {
+        "path": [folder for folder in sys.path if folder],
+        "memory": GDCM_MEMORY_BYTES,
+        "syntax": str(dataset.file_meta.TransferSyntaxUID),
+        "options": {
+            "rows": header.rows,
+            "columns": header.columns,
+            "number_of_frames": 1,
+            "samples_per_pixel": header.samples,
+            "photometric_interpretation": header.photometric,
+            "planar_configuration": int(dataset.get("PlanarConfiguration") or 0),
+            "bits_allocated": header.bits_allocated,
+            "bits_stored": header.bits_stored,
+            "pixel_representation": int(dataset.get("PixelRepresentation") or 0),
+            "pixel_keyword": "PixelData",
+        },
+    }
     try:
-        return pydicom.pixels.pixel_array(dataset, index=0)
-    except (NotImplementedError, RuntimeError):
-        # pydicom says here that every decoder it found gave up: Pillow, for one, reads no 12-bit JPEG.
-        if decoder.is_encapsulated and not _has_gdcm() and str(syntax) != str(pydicom.uid.RLELossless):
-            raise InputError(
-                "The compressed image in the DICOM file is damaged or needs another decoder: "
-                'pip install "boneage-hf[dicom]" and read it again, or save it uncompressed.'
-            ) from None
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _GDCM_SCRIPT],
+            input=json.dumps(about).encode() + b"\n" + dataset.PixelData,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # gdcm writes there what it reads
+            timeout=GDCM_SECONDS,
+            check=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each of its threads reserves memory
+        )
+    except subprocess.SubprocessError:
         raise _damaged("DICOM") from None
+    return np.asarray(np.load(io.BytesIO(child.stdout), allow_pickle=False))
 
 
 def _size_of_codestream(frame: bytes) -> tuple[int, int] | None:
@@ -759,14 +929,6 @@ def _size_of_codestream(frame: bytes) -> tuple[int, int] | None:
             return image.size
     except _DECODER_ERRORS:
         return None
-
-
-def _has_gdcm() -> bool:
-    try:
-        import gdcm  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _grey_of_dicom(header: _DicomHeader, pixels: np.ndarray) -> np.ndarray:

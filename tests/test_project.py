@@ -90,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
     | {"features", "folding"},
+    "batch": TRAVELS | {"clinical"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
