@@ -303,6 +303,7 @@ def _grouped(records: pd.DataFrame, *, seed: int, draws: int) -> pd.DataFrame:
             chosen = chosen[(third == "all") | (chosen["third"] == third)]
             for (tolerance, region), group in chosen.groupby(["tolerance_cells", "region"], sort=False):
                 energy = group["energy"].to_numpy()
+                # Its fields say months, which is what systems' errors are; these are shares.
                 own = paired_bootstrap(energy, np.zeros(len(energy)), draws=draws, seed=seed)
                 row: dict[str, Any] = {
                     "part": part,
@@ -310,15 +311,15 @@ def _grouped(records: pd.DataFrame, *, seed: int, draws: int) -> pd.DataFrame:
                     "region": region,
                     "tolerance_cells": tolerance,
                     "n": len(group),
-                    "energy": own.difference,
-                    "energy_low": own.low,
-                    "energy_high": own.high,
+                    "energy": own.difference_months,
+                    "energy_low": own.low_months,
+                    "energy_high": own.high_months,
                 }
                 row |= {column: group[column].mean() for column in RIVALS.values()}
                 for rival, column in RIVALS.items():
                     over = paired_bootstrap(energy, group[column].to_numpy(), draws=draws, seed=seed)
-                    row |= {f"over_{rival}": over.difference}
-                    row |= {f"over_{rival}_low": over.low, f"over_{rival}_high": over.high}
+                    row |= {f"over_{rival}": over.difference_months}
+                    row |= {f"over_{rival}_low": over.low_months, f"over_{rival}_high": over.high_months}
                 row |= {side: group[side].median() for side in ("box_width_cells", "box_height_cells")}
                 rows.append(row)
     return pd.DataFrame(rows)
@@ -463,7 +464,10 @@ def draw(items: Sequence[BoxedMap], table: pd.DataFrame) -> "Figure":
                 left, head, right, foot = np.mean(drawn, axis=0)
                 style = {"fill": False, "edgecolor": "white", "linewidth": 1.2}
                 axis.add_patch(Rectangle((left, head), right - left, foot - head, **style))
-                axis.text(right + 0.01, (head + foot) / 2, region, color="white", fontsize=7, va="center")
+                # The forearm's and the wrist's boxes overlap: their names stand apart.
+                x, side = (left - 0.01, "right") if region == "Ulna" else (right + 0.01, "left")
+                y = foot - 0.01 if region == "Radius" else (head + foot) / 2
+                axis.text(x, y, region, color="white", fontsize=7, ha=side, va="center")
         span = f"{months[third == index].min():.0f} to {months[third == index].max():.0f} months"
         axis.set(title=f"{THIRDS[index]}, {span}, n = {len(members)}", xticks=[], yticks=[])
     upper.colorbar(shown, ax=axes, label="mean share of the map's energy per cell", fraction=0.02)

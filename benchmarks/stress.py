@@ -43,7 +43,7 @@ from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.training import keep_freed_memory
 
 from .provenance import public_name, seal
-from .statistics import holm, paired_bootstrap, wilcoxon
+from .statistics import ALPHA, holm, paired_bootstrap, wilcoxon
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,6 @@ SIGNIFICANT_MONTHS = 24
 
 #: Name of the pass without a change in `predictions.csv`.
 UNCHANGED = "unchanged"
-
-#: Holm-corrected over the settings; below this a change is called one.
-ALPHA = 0.05
 
 #: Of the paired bootstrap.
 DRAWS, SEED = 2000, 0
@@ -385,9 +382,9 @@ def measure(
                 "n": len(reference),
                 "unchanged_mae_months": error_before.mean(),
                 "mae_months": error.mean(),
-                "mae_change_months": change.difference,
-                "mae_change_low_months": change.low,
-                "mae_change_high_months": change.high,
+                "mae_change_months": change.difference_months,
+                "mae_change_low_months": change.low_months,
+                "mae_change_high_months": change.high_months,
                 "mae_change_p": wilcoxon(error, error_before),
                 "mean_move_months": (after - before).mean(),
                 "moved_over_6_months": (np.abs(after - before) > 6).mean(),
