@@ -13,7 +13,7 @@ from boneage_hf.evaluation import git_commit, package_versions
 
 
 def seal() -> dict[str, Any]:
-    """Package version, commit, versions, hardware and time (UTC) for a manifest; nothing names the machine or a path."""
+    """Package version, commit, versions, hardware and time (UTC) for a manifest; no name of the machine, no path."""
     return {
         "package_version": __version__,
         "commit": git_commit(),
@@ -24,7 +24,7 @@ def seal() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Architecture, processor, logical cores, torch's threads and accelerator, or None where the system does not say."""
+    """Architecture, processor, logical cores, torch's threads and accelerator; None where the system does not say."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),

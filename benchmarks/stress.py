@@ -7,10 +7,10 @@ polarity, contrast and size are dealt with as in the pipeline; no gate refuses a
 
 | kind | settings | what is done |
 |---|---|---|
-| rotation | -30, -15, -5, 5, 15, 30, 90, 180, 270 degrees | counter-clockwise about the centre, bilinear; same frame, corners black; quarter turns move pixels only |
+| rotation | -30, -15, -5, 5, 15, 30, 90, 180, 270 deg | counter-clockwise, bilinear; same frame, corners black |
 | flip | left-right, top-bottom | mirrored; left-right makes a left hand a right one |
 | brightness | -40, -20, -10, 10, 20, 40 % | that share of the 256 grey levels is added, then clipped |
-| contrast | 0.25, 0.5, 0.75, 1.5, 2, 3 | distance from the mean grey level of the picture times that, then clipped |
+| contrast | x 0.25, 0.5, 0.75, 1.5, 2, 3 | distance from the picture's mean grey level times that, clipped |
 | inversion | negative | black becomes white |
 | marker | L upper left, R upper right, L lower left, R lower right | a white letter, a tenth of the height |
 | resolution | 75, 50, 37.5, 25, 12.5 % | reduced to that share of width and height and enlarged again, bilinear |
@@ -43,21 +43,18 @@ from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.training import keep_freed_memory
 
 from .provenance import public_name, seal
-from .statistics import holm, paired_bootstrap, wilcoxon
+from .statistics import ALPHA, holm, paired_bootstrap, wilcoxon
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Stands for the paper's "clinically significant error", whose definition its abstract does not give and which may
-#: need a chronological age, which RSNA lacks. Two standard deviations of the skeletal age are 18 to 24 months from 8 to
-#: 15 years (Brush Foundation tables, Greulich & Pyle 1959: 9.0 to 11.9 months each).
+#: need a chronological age, which RSNA lacks. Two standard deviations of the skeletal age are 18 to 24 months from 8
+#: to 15 years (Brush Foundation tables, Greulich & Pyle 1959: 9.0 to 11.9 months each).
 SIGNIFICANT_MONTHS = 24
 
 #: Name of the pass without a change in `predictions.csv`.
 UNCHANGED = "unchanged"
-
-#: Holm-corrected over the settings; below this a change is called one.
-ALPHA = 0.05
 
 #: Of the paired bootstrap.
 DRAWS, SEED = 2000, 0
@@ -385,9 +382,9 @@ def measure(
                 "n": len(reference),
                 "unchanged_mae_months": error_before.mean(),
                 "mae_months": error.mean(),
-                "mae_change_months": change.difference,
-                "mae_change_low_months": change.low,
-                "mae_change_high_months": change.high,
+                "mae_change_months": change.difference_months,
+                "mae_change_low_months": change.low_months,
+                "mae_change_high_months": change.high_months,
                 "mae_change_p": wilcoxon(error, error_before),
                 "mean_move_months": (after - before).mean(),
                 "moved_over_6_months": (np.abs(after - before) > 6).mean(),

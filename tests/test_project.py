@@ -422,8 +422,8 @@ def test_the_wheel_holds_the_package_the_benchmarks_and_the_space_and_nothing_el
         scripts = archive.read(f"{info}/entry_points.txt").decode()
     assert {n for n in names if not n.startswith(info)} == {p.as_posix() for p in tracked() if ships(p)}
     assert metadata["Version"] == boneage_hf.__version__
-    assert metadata["License-Expression"] == "Apache-2.0 AND LicenseRef-RSNA-Research-Weights"
-    licenses = {"LICENSE", "boneage_hf/checkpoints/default/LICENSE"}
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND LicenseRef-RSNA-Research-Weights"
+    licenses = {"LICENSE", "boneage_hf/checkpoints/default/LICENSE", "benchmarks/attention_boxes/LICENSE"}
     assert set(metadata.get_all("License-File") or []) == licenses
     assert {f"{info}/licenses/{name}" for name in licenses} <= names
     assert "boneage = boneage_hf.cli:main" in scripts
