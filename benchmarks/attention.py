@@ -448,7 +448,8 @@ def draw(items: Sequence[BoxedMap], table: pd.DataFrame) -> "Figure":
     from matplotlib.patches import Rectangle
 
     figure = Figure(figsize=(11, 7.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))  # an array, whatever its stub says
+    upper, lower = panels
     months = np.array([item.bone_age_months for item in items])
     third = np.searchsorted(third_edges(months), months, side="right")
     shares = np.stack([item.attention / item.attention.sum() for item in items])  # (n, h, w)
@@ -462,8 +463,8 @@ def draw(items: Sequence[BoxedMap], table: pd.DataFrame) -> "Figure":
             drawn = [item.boxes[region].mean(axis=0) for item in members if region in item.boxes]
             if drawn:
                 left, head, right, foot = np.mean(drawn, axis=0)
-                style = {"fill": False, "edgecolor": "white", "linewidth": 1.2}
-                axis.add_patch(Rectangle((left, head), right - left, foot - head, **style))
+                box = Rectangle((left, head), right - left, foot - head, fill=False, edgecolor="white", linewidth=1.2)
+                axis.add_patch(box)
                 # The forearm's and the wrist's boxes overlap: their names stand apart.
                 x, side = (left - 0.01, "right") if region == "Ulna" else (right + 0.01, "left")
                 y = foot - 0.01 if region == "Radius" else (head + foot) / 2

@@ -1,4 +1,4 @@
-"""`boneage-benchmark`: write the report, check the tables, add a measured row."""
+"""`boneage-benchmark`: run a system, compare results, write the report, check the tables, add a measured row."""
 
 import argparse
 import sys
@@ -34,7 +34,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
-    check = commands.add_parser("check", help="check the published and the measured tables")
+    run = commands.add_parser("run", help="predict the images of a protocol with one system and measure it")
+    run.add_argument(
+        "--system",
+        required=True,
+        metavar="KIND[:ARG]",
+        help="checkpoint[:FOLDER|HUB_ID], transformers-remote[:HUB_ID[@REVISION]], predictions-csv:FILE, "
+        "deeplasia-service[:URL], constant",
+    )
+    run.add_argument("--protocol", required=True, metavar="NAME", help="see `protocols`; or a .json file of your own")
+    run.add_argument("--data", type=Path, required=True, metavar="PREPARED", help="folder of `boneage prepare`")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="result folder; a stopped run goes on")
+    run.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    run.add_argument("--flip-average", action="store_true", help="checkpoint: average an image and its mirror image")
+    run.add_argument("--device", help="such as cuda:0; by default the first accelerator, or else the CPU")
+    run.add_argument("--trained-on", action="append", metavar="PART", help="what the system has seen; may be repeated")
+    run.add_argument("--trust-remote-code", action="store_true", help="transformers-remote: run the model's own code")
+    run.add_argument("--crop-model", metavar="HUB_ID", help="transformers-remote (default: HUB_ID-crop)")
+    run.add_argument("--no-histogram-matching", action="store_true", help="transformers-remote: another system")
+    run.add_argument("--unit", choices=("months", "years"), default="months", help="predictions-csv")
+    run.add_argument("--id-column", default="id", help="predictions-csv (default: %(default)s)")
+    run.add_argument("--prediction-column", default="predicted_months", help="predictions-csv (default: %(default)s)")
+    run.add_argument("--truth-column", help="predictions-csv: is held against the labels of the protocol")
+    run.set_defaults(run=_run)
+
+    compare = commands.add_parser("compare", help="test systems against each other on the same images")
+    compare.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="result folders, two or more")
+    compare.add_argument("--data", type=Path, required=True, metavar="PREPARED", help="folder of `boneage prepare`")
+    compare.set_defaults(run=_compare)
+
+    check = commands.add_parser("check", help="check every table and result folder")
+    check.add_argument("results", type=Path, nargs="*", metavar="RESULT", help="default: all of the package")
+    check.add_argument("--data", type=Path, metavar="PREPARED", help="also measure the predictions again")
     check.set_defaults(run=_check)
 
     add = commands.add_parser("add", help="take a metrics.json of `boneage evaluate` over into the measured rows")
@@ -113,12 +144,60 @@ def _report(arguments: argparse.Namespace) -> str:
     return "\n".join(f"wrote {file}" for file in files)
 
 
+def _run(arguments: argparse.Namespace) -> str:
+    from boneage_hf.metrics import format_metrics
+
+    from .protocol import read_protocol
+    from .run import choose_device, run_system
+    from .systems import SystemOptions, build_system
+
+    protocol = read_protocol(arguments.protocol)
+    options = SystemOptions(
+        data=arguments.data,
+        batch_size=arguments.batch_size,
+        flip_average=arguments.flip_average,
+        device=choose_device(arguments.device),
+        trained_on=tuple(arguments.trained_on) if arguments.trained_on else None,
+        trust_remote_code=arguments.trust_remote_code,
+        crop_model=arguments.crop_model,
+        histogram_matching=not arguments.no_histogram_matching,
+        unit=arguments.unit,
+        id_column=arguments.id_column,
+        prediction_column=arguments.prediction_column,
+        truth_column=arguments.truth_column,
+    )
+    system = build_system(arguments.system, options)
+    summary = run_system(system, protocol=protocol, data=arguments.data, out=arguments.out)
+    lines = [f"{summary['system']} under {summary['protocol']}, leakage: {summary['leakage']}"]
+    lines.append(format_metrics(summary["metrics"]))
+    claim = summary["equal_over_age"]
+    if claim is not None:
+        lines.append(
+            f'"{claim["claim"]}": {claim["verdict"]} (p = {claim["p_value"]:.4f}; the MAEs of 24-month bands differ '
+            f"by up to {claim['spread_months']:.1f} months)"
+        )
+    return "\n".join([*lines, f"wrote {arguments.out}"])
+
+
+def _compare(arguments: argparse.Namespace) -> str:
+    from .compare import compare_folders
+
+    return str(compare_folders(arguments.results, arguments.data))
+
+
 def _check(arguments: argparse.Namespace) -> str:
     from .measured import load_measured
     from .registry import load_published, load_reference_table
+    from .results_folder import check_results, result_folders
 
     published, printed, measured = load_published(), load_reference_table(), load_measured(arguments.measured)
-    return f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows are in order."
+    # Rows of another table than the package's have their folders elsewhere.
+    rows = measured if arguments.measured is None and not arguments.results else ()
+    results = check_results(arguments.results or result_folders(), rows=rows, data=arguments.data)
+    return (
+        f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows and {len(results)} "
+        "result folders are in order."
+    )
 
 
 def _add(arguments: argparse.Namespace) -> str:

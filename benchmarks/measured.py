@@ -138,13 +138,21 @@ def add_measured_row(
             as it was.
     """
     path = Path(path) if path is not None else MEASURED_CSV
-    result = _from_metrics(_read_json(metrics), system=system, checkpoint=checkpoint, protocol=protocol)
-    _check(result, "metrics.json")
+    result = result_of(_read_json(metrics), system=system, checkpoint=checkpoint, protocol=protocol)
     earlier = load_measured(path)
     kept = [row for row in earlier if _key(row) != _key(result)]
     rows = sorted([*kept, result], key=_key)
     write_text(path, to_csv(COLUMNS, [_to_row(row) for row in rows]))
     return result, len(kept) < len(earlier)
+
+
+def result_of(
+    content: Mapping[str, Any], *, system: str, checkpoint: str | None = None, protocol: str | None = None
+) -> MeasuredResult:
+    """The row that a `metrics.json` makes, checked; arguments and errors as `add_measured_row`."""
+    result = _from_metrics(content, system=system, checkpoint=checkpoint, protocol=protocol)
+    _check(result, "metrics.json")
+    return result
 
 
 def rank(results: Sequence[MeasuredResult]) -> list[MeasuredResult]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from boneage_hf.errors import InputError
@@ -25,6 +27,9 @@ class Protocol:
         unit: of the ages; always months.
         preprocessing_note: what is done to the images before a system sees them.
         same_images: False where the name covers test sets that each author drew alone.
+        prepared_split: the split of a data set written by `boneage prepare` that holds these images, or None where
+            none does; systems can be run only where there is one and the fingerprint is known.
+        overlaps: names in `TRAINING_PARTS` that hold images of this test.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Protocol:
     unit: str = "months"
     preprocessing_note: str
     same_images: bool = True
+    prepared_split: str | None = None
+    overlaps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -53,6 +60,10 @@ class Protocol:
             raise InputError(
                 f"protocol {self.name}: ground_truth_fingerprint is no sha256; give 64 hex digits or None."
             )
+        if self.prepared_split not in (None, "validation", "test"):
+            raise InputError(
+                f'protocol {self.name}: prepared_split is "{self.prepared_split}"; test on "test" or "validation".'
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Protocol":
@@ -64,7 +75,10 @@ class Protocol:
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING and field.name not in fields:
                 raise InputError(f'a protocol needs the field "{field.name}"; say None where sources do not tell.')
-        return cls(**fields)
+        overlaps = fields.get("overlaps", ())
+        if isinstance(overlaps, str) or not all(isinstance(name, str) for name in overlaps):
+            raise InputError("overlaps of a protocol must be a list of names of training parts.")
+        return cls(**{**fields, "overlaps": tuple(overlaps)})
 
 
 def is_sha256(text: str) -> bool:
@@ -77,6 +91,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}."
 
+
+#: Parts of data sets that systems were trained on -> fingerprint of their labels (`boneage_hf.splits.fingerprint`).
+TRAINING_PARTS: dict[str, str] = {
+    "rsna-training-12611": "f1116d2570e549c22bb59b8e8f8348450c244c955e140948ed0446138b95a298",
+    "rsna-reference-train-9458": "bfe85996c66c9d7137ae82cdc600de31ae85ad65db799c8df6542af45b3c384b",
+    "rsna-validation-1425": "dfa784cdf29e62d97d3c18047cc2651124a4c286208675ff8d0ba9f59aed16bf",
+}
 
 _AS_CITED = "each system its own; see the source"
 _AS_MEASURED = "the image processor saved with the checkpoint"
@@ -95,6 +116,8 @@ PROTOCOLS: dict[str, Protocol] = {
             ground_truth="one clinical reading",
             ground_truth_fingerprint="abb87207f300674f92502b6ea0646aa3212a13a59ce5afcc3d097f0a4d5f6176",
             preprocessing_note=_AS_MEASURED,
+            prepared_split="test",
+            overlaps=("rsna-training-12611",),
         ),
         Protocol(
             name="rsna-test-200-decimal",
@@ -105,6 +128,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ground_truth=f"{_SIX_READERS}, decimal file",
             ground_truth_fingerprint="6804a6b6e661fe7d64adc12b21a31f85ab10ba68bf5e077b826af419bf8f6441",
             preprocessing_note=_AS_MEASURED,
+            prepared_split="test",
         ),
         Protocol(
             name="rsna-test-200-integer",
@@ -115,6 +139,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ground_truth=f"{_SIX_READERS}, integer file",
             ground_truth_fingerprint="44330955ea010ad681a2abc566f168e73066c9fecb6e1e71986c03eab864f043",
             preprocessing_note=_AS_MEASURED,
+            prepared_split="test",
         ),
         Protocol(
             name="rsna-test-200",
@@ -137,6 +162,8 @@ PROTOCOLS: dict[str, Protocol] = {
             ground_truth="one clinical reading",
             ground_truth_fingerprint="dfa784cdf29e62d97d3c18047cc2651124a4c286208675ff8d0ba9f59aed16bf",
             preprocessing_note=_AS_CITED,
+            prepared_split="validation",
+            overlaps=("rsna-validation-1425",),
         ),
         Protocol(
             name="own-split-1024",
@@ -201,6 +228,27 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
+
+
+def read_protocol(name_or_file: str) -> Protocol:
+    """A protocol by its name, or one of your own from a `.json` file with the fields of `Protocol`.
+
+    Raises:
+        InputError: the name is unknown, or the file cannot be read, misses a field, has an unknown one, or takes the
+            name of a shipped protocol.
+    """
+    if not name_or_file.endswith(".json"):
+        return get_protocol(name_or_file)
+    try:
+        fields = json.loads(Path(name_or_file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError("the protocol file cannot be read as JSON; write the fields of a protocol into it.") from None
+    if not isinstance(fields, dict):
+        raise InputError("the protocol file holds no table of fields; write the fields of a protocol into it.")
+    protocol = Protocol.from_dict(fields)
+    if protocol.name in PROTOCOLS and protocol != PROTOCOLS[protocol.name]:
+        raise InputError(f'"{protocol.name}" is the name of another protocol; give yours a name of its own.')
+    return protocol
 
 
 def get_protocol(name: str) -> Protocol:

@@ -185,6 +185,36 @@ def equal_over_groups(
     )
 
 
+def bland_altman(predicted_months: ArrayLike, reference_months: ArrayLike) -> dict[str, float]:
+    """Bias and 95 % limits of agreement of predictions with references (Bland JM, Altman DG, Lancet 1986;i:307-10).
+
+    Args:
+        predicted_months, reference_months: shape (n,), n of 2 or more, months, in the same order.
+
+    Returns:
+        `bias_months`, `sd_months` (of the differences), `lower_limit_months`, `upper_limit_months` (bias -/+ 1.96 SD),
+        and the half-widths of their 95 % intervals, `bias_margin_months` (t * SD / sqrt(n)) and
+        `limit_margin_months` (t * SD * sqrt(3 / n), the paper's approximation).
+
+    Raises:
+        InputError: fewer than 2 images, or the lengths differ.
+    """
+    difference = np.asarray(predicted_months, dtype=np.float64) - np.asarray(reference_months, dtype=np.float64)
+    n = len(difference)
+    if n < 2:
+        raise InputError("limits of agreement need two images or more.")
+    bias, deviation = float(difference.mean()), float(difference.std(ddof=1))
+    t = float(scipy.stats.t.ppf(1 - ALPHA / 2, n - 1))
+    return {
+        "bias_months": bias,
+        "sd_months": deviation,
+        "lower_limit_months": bias - 1.96 * deviation,
+        "upper_limit_months": bias + 1.96 * deviation,
+        "bias_margin_months": t * deviation / math.sqrt(n),
+        "limit_margin_months": t * deviation * math.sqrt(3 / n),
+    }
+
+
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     first, second = _sizes(a, "first errors"), _sizes(b, "second errors")
     if len(first) != len(second):

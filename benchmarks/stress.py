@@ -192,7 +192,7 @@ class StressTest:
 
     def __str__(self) -> str:
         changed = self.table["mae_change_holm_p"] < ALPHA
-        worst = self.table.loc[self.table["mae_change_months"].idxmax()]
+        worst = self.table.iloc[int(self.table["mae_change_months"].to_numpy().argmax())]
         lines = [
             f"MAE {self.manifest['unchanged_mae_months']:.2f} months on {self.manifest['n']} unchanged images",
             f"{int(changed.sum())} of {len(self.table)} settings change the absolute errors (Wilcoxon, Holm, {ALPHA})",
@@ -397,7 +397,7 @@ def measure(
     table = pd.DataFrame(rows)
     for column in ("mae_change", "significant"):
         corrected = holm(table[f"{column}_p"].tolist())
-        table.insert(table.columns.get_loc(f"{column}_p") + 1, f"{column}_holm_p", corrected)
+        table.insert(list(table.columns).index(f"{column}_p") + 1, f"{column}_holm_p", corrected)
     return table
 
 
@@ -427,22 +427,24 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
     kinds = [kind for kind in KINDS if any(setting.kind == kind for setting in settings)]
     columns = max(sum(setting.kind == kind for setting in settings) for kind in kinds)
     figure = Figure(figsize=(1.5 + 1.25 * max(columns, 4), 1.2 + 1.3 * len(kinds)), layout="constrained")
-    found = table.set_index("setting")
+    changes, p_values, moved = (
+        dict(zip(table["setting"], table[column], strict=True))
+        for column in ("mae_change_months", "mae_change_holm_p", "moved_over_12_months")
+    )
     largest = max(1.0, float(table["mae_change_months"].abs().max()))
     # Most changes are small and a few are huge; the middle colour is no change.
     panels = (
-        ("mae_change_months", "change of the MAE (months)", "PuOr_r", SymLogNorm(1.0, vmin=-largest, vmax=largest)),
-        ("moved_over_12_months", "share of predictions moved by more than 12 months", "Blues", Normalize(0, 1)),
+        (changes, "change of the MAE (months)", "PuOr_r", SymLogNorm(1.0, vmin=-largest, vmax=largest)),
+        (moved, "share of predictions moved by more than 12 months", "Blues", Normalize(0, 1)),
     )
-    for axis, (column, title, colours, norm) in zip(figure.subplots(2, 1), panels, strict=True):
+    for axis, (values, title, colours, norm) in zip(figure.subplots(2, 1), panels, strict=True):
         for row, kind in enumerate(kinds):
             for place, setting in enumerate(setting for setting in settings if setting.kind == kind):
-                value = float(found.loc[setting.name, column])
+                value = float(values[setting.name])
                 colour = colormaps[colours](norm(value))
                 axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
-                text = f"{value:+.2f}" if column == "mae_change_months" else f"{100 * value:.1f} %"
-                plain = found.loc[setting.name, "mae_change_holm_p"] >= ALPHA
-                text += " n.s." if column == "mae_change_months" and plain else ""
+                text = f"{value:+.2f}" if values is changes else f"{100 * value:.1f} %"
+                text += " n.s." if values is changes and p_values[setting.name] >= ALPHA else ""
                 ink = "white" if _luminance(colour) < 0.35 else "black"
                 axis.text(place + 0.5, row + 0.36, setting.label, ha="center", va="center", fontsize=7, color=ink)
                 axis.text(

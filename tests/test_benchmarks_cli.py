@@ -8,6 +8,7 @@ from test_benchmarks_measured import metrics_json
 
 from benchmarks.cli import main
 from benchmarks.registry import load_published
+from benchmarks.results_folder import result_folders
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +21,9 @@ def test_report_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.C
 
 def test_check_counts_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--measured", str(tmp_path / "none.csv")]) == 0
-    assert (
-        capsys.readouterr().out == f"{len(load_published())} published, 3 printed and 0 measured rows are in order.\n"
+    assert capsys.readouterr().out == (
+        f"{len(load_published())} published, 3 printed and 0 measured rows and {len(result_folders())} result folders "
+        "are in order.\n"
     )
 
 

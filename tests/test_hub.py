@@ -145,7 +145,10 @@ def test_saving_with_code_leaves_no_trace_in_the_next_checkpoint(tmp_path: Path)
     save_checkpoint(model, processor, tmp_path / "first", with_code=True)
     save_checkpoint(model, processor, tmp_path / "second")
     for name in PLAIN_FILES:
-        assert (tmp_path / "second" / name).read_bytes() == (CHECKPOINT / name).read_bytes()
+        saved, known = ((folder / name).read_bytes() for folder in (tmp_path / "second", CHECKPOINT))
+        if name == "config.json":  # which version saved it is no trace of the first
+            saved, known = (re.sub(rb'"transformers_version": "[0-9.]+"', b"", text) for text in (saved, known))
+        assert saved == known
 
 
 def test_the_ordinary_save_of_a_pipeline_writes_code_and_names_every_class(with_code: Path, tmp_path: Path) -> None:

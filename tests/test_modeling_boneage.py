@@ -575,12 +575,16 @@ def test_storing_float16_moves_predictions_by_little(tmp_path: Path) -> None:
     assert 0 < float(difference.max()) < 0.25
 
 
-def test_a_model_saved_in_float32_answers_the_same_bit_by_bit(tmp_path: Path) -> None:
+def test_a_model_saved_in_float32_loads_bit_by_bit_and_answers_the_same(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path)
+    loaded = BoneAgeModel.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    # To rounding: weights that the loader maps lie at other addresses, and kernels may add in another order.
     with torch.no_grad():
-        assert torch.equal(
-            BoneAgeModel.from_pretrained(tmp_path)(images()).bone_age_months, model(images()).bone_age_months
+        torch.testing.assert_close(
+            loaded(images()).bone_age_months, model(images()).bone_age_months, rtol=0, atol=1e-3
         )
 
 

@@ -66,7 +66,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate_metric": {"metrics"},
     "clinical": LEAF,
     "explain": LEAF | MODEL,
-    "report": LEAF | {"clinical"},
+    "growth_plot": BASE | {"clinical"},
+    "report": LEAF | {"clinical", "growth_plot"},
     "calibration": LAID_ON | {"metrics"},
     # the data set, drawn hands included
     "stored_image": LEAF,

@@ -1,0 +1,175 @@
+"""Compare systems on the same images: every pair tested, a rank only where the tests support it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from boneage_hf.errors import InputError
+
+from .results_folder import Result, load_result, matched_errors
+from .run import load_test_set
+from .statistics import ALPHA, PairedDifference, holm, n_needed, paired_bootstrap, wilcoxon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two systems on the same images.
+
+    Attributes:
+        better, other: names, `better` with the lower MAE here.
+        difference: MAE of `better` - MAE of `other`, with its 95 % bootstrap interval.
+        p_value, p_holm: Wilcoxon signed-rank on absolute errors, as it is and corrected for the number of pairs.
+        distinguishable: p_holm is below 0.05, the interval leaves out 0, and both point the same way.
+        n_needed: images at which this difference would be found (80 % power, level 0.05 over the number of pairs).
+    """
+
+    better: str
+    other: str
+    difference: PairedDifference
+    p_value: float
+    p_holm: float
+    distinguishable: bool
+    n_needed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One system; `rank` is None unless it is distinguishable from every other one that has not seen the test."""
+
+    system: str
+    mae_months: float
+    rank: int | None
+    leakage: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    protocol: str
+    n: int
+    standings: tuple[Standing, ...]
+    pairs: tuple[Pair, ...]
+
+    def __str__(self) -> str:
+        """Text for a terminal."""
+        lines = [f"protocol {self.protocol}, n = {self.n}", ""]
+        width = max(len(standing.system) for standing in self.standings)
+        lines.append(f"{'rank':<4}  {'system':<{width}}  MAE in months")
+        for standing in self.standings:
+            rank = "-" if standing.rank is None else str(standing.rank)
+            flag = "" if standing.leakage == "none" else f"  (leakage: {standing.leakage})"
+            lines.append(f"{rank:<4}  {standing.system:<{width}}  {standing.mae_months:13.2f}{flag}")
+        for pair in self.pairs:
+            difference = pair.difference
+            lines += [
+                "",
+                f"{pair.better} - {pair.other}: {difference.difference_months:.2f} months, 95 % "
+                f"[{difference.low_months:.2f}, {difference.high_months:.2f}]; Wilcoxon p {_p(pair.p_value)}, "
+                f"with Holm {_p(pair.p_holm)}",
+                f"  {_verdict(pair, self.n)}",
+            ]
+        return "\n".join(lines)
+
+
+def compare_errors(
+    errors: Mapping[str, np.ndarray], *, protocol: str, leakages: Mapping[str, str], draws: int = 2000, seed: int = 0
+) -> Comparison:
+    """Compare systems by their errors on the same images.
+
+    Args:
+        errors: system -> (n,) predicted - reference in months, all in the same order of images; two or more.
+        leakages: system -> as `systems.leakage`; one that has seen the test gets no rank.
+        draws, seed: of the bootstrap.
+
+    Raises:
+        InputError: fewer than two systems, or as `paired_bootstrap`.
+    """
+    if len(errors) < 2:
+        raise InputError("a comparison needs two systems or more; give another result folder.")
+    mae = {name: float(np.abs(values).mean()) for name, values in errors.items()}
+    names = sorted(errors, key=lambda name: (mae[name], name))
+    couples = list(itertools.combinations(names, 2))
+    p_values = [wilcoxon(errors[better], errors[other]) for better, other in couples]
+    pairs = []
+    for (better, other), p_value, p_holm in zip(couples, p_values, holm(p_values), strict=True):
+        difference = paired_bootstrap(errors[better], errors[other], draws=draws, seed=seed)
+        found = p_holm < ALPHA and difference.high_months < 0 and _rank_sum(errors[better], errors[other]) < 0
+        needed = n_needed(errors[better], errors[other], alpha=ALPHA / len(couples))
+        pairs.append(
+            Pair(
+                better=better,
+                other=other,
+                difference=difference,
+                p_value=p_value,
+                p_holm=p_holm,
+                distinguishable=found,
+                n_needed=needed,
+            )
+        )
+    # Who has seen the test is no competitor: the others are ranked among themselves.
+    clean = [name for name in names if not leakages[name].startswith("trained on")]
+    standings = []
+    for name in names:
+        own = [pair for pair in pairs if name in (pair.better, pair.other) and {pair.better, pair.other} <= set(clean)]
+        apart = bool(own) and all(pair.distinguishable for pair in own)
+        rank = clean.index(name) + 1 if apart else None
+        standings.append(Standing(system=name, mae_months=mae[name], rank=rank, leakage=leakages[name]))
+    n = len(next(iter(errors.values())))
+    return Comparison(protocol=protocol, n=n, standings=tuple(standings), pairs=tuple(pairs))
+
+
+def compare_folders(folders: Sequence[str | Path], data: str | Path) -> Comparison:
+    """Compare two or more result folders of one protocol against the user's labels.
+
+    Raises:
+        InputError: protocols differ, or a folder or the data set is not in order; the message names which.
+    """
+    results = [load_result(folder) for folder in folders]
+    for result in results[1:]:
+        if result.protocol != results[0].protocol:
+            raise InputError(
+                f"{results[0].folder} is under {results[0].protocol.name} and {result.folder} under "
+                f"{result.protocol.name}; numbers of unequal protocols are not compared."
+            )
+    if not results:
+        raise InputError("a comparison needs two systems or more; give result folders.")
+    references = load_test_set(results[0].protocol, data).references
+    names = _names(results)
+    return compare_errors(
+        {name: matched_errors(result, references) for name, result in zip(names, results, strict=True)},
+        protocol=results[0].protocol.name,
+        leakages={name: result.leakage for name, result in zip(names, results, strict=True)},
+    )
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """The systems' names, with their folders where that alone tells them apart."""
+    systems = [result.system for result in results]
+    names = [
+        result.system if systems.count(result.system) == 1 else f"{result.system} ({result.folder})"
+        for result in results
+    ]
+    if len(set(names)) < len(names):
+        raise InputError("a result folder is named twice; compare different ones.")
+    return names
+
+
+def _rank_sum(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of Wilcoxon's signed ranks of |a| - |b|: its sign is the direction in which that test points."""
+    gained = np.round(np.abs(a) - np.abs(b), 9)
+    gained = gained[gained != 0]
+    return float((np.sign(gained) * scipy.stats.rankdata(np.abs(gained))).sum())
+
+
+def _verdict(pair: Pair, n: int) -> str:
+    if pair.distinguishable:
+        return f"{pair.better} is better"
+    needed = "no difference was observed" if pair.n_needed is None else f"n needed for this mean: {pair.n_needed}"
+    return f"not distinguishable at n = {n} ({needed})"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"

@@ -1,0 +1,188 @@
+"""Result folders: read one, check that its three files belong together, recompute it from the user's labels."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from boneage_hf.errors import InputError
+from boneage_hf.metrics import MEASURES, error_metrics, match_by_id
+
+from .measured import RESULTS, MeasuredResult, result_of
+from .protocol import PROTOCOLS, Protocol, is_sha256
+from .run import load_test_set
+
+FILES = ("manifest.json", "metrics.json", "predictions.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A checked result folder.
+
+    Attributes:
+        folder: its name.
+        system: as reports show it.
+        protocol: under which it was measured.
+        leakage: "none", "unknown" or what the system had seen of the test.
+        predictions: `id` (text), `predicted_months`.
+        metrics, manifest: the two JSON files.
+    """
+
+    folder: str
+    system: str
+    protocol: Protocol
+    leakage: str
+    predictions: pd.DataFrame
+    metrics: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+def load_result(folder: str | Path) -> Result:
+    """Read a result folder that `boneage-benchmark run` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged or not of this run; the message names it.
+    """
+    folder = Path(folder)
+    where = f"result folder {folder.name}"
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"{where} has no {name}; give a folder that `boneage-benchmark run` finished.")
+    metrics, manifest = (_json(folder / name, where) for name in ("metrics.json", "manifest.json"))
+    predictions = read_predictions(folder / "predictions.csv", where)
+    digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
+    for name, content in (("metrics.json", metrics), ("manifest.json", manifest)):
+        if content.get("predictions_sha256") != digest:
+            raise InputError(f"{where}: predictions.csv is not the one that {name} is about; run again.")
+    fields = manifest.get("protocol")
+    system = manifest.get("system")
+    if not isinstance(fields, dict) or not isinstance(system, dict):
+        raise InputError(f"{where}: manifest.json does not say its protocol or its system; run again.")
+    try:
+        protocol = Protocol.from_dict(fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if protocol.name in PROTOCOLS and protocol != PROTOCOLS[protocol.name]:
+        raise InputError(f"{where}: its protocol {protocol.name} is another one than that of this version; run again.")
+    if metrics.get("protocol") != protocol.name or metrics.get("n") != len(predictions):
+        raise InputError(
+            f"{where}: metrics.json and manifest.json or predictions.csv are of different runs; run again."
+        )
+    for content in (metrics, manifest):
+        given = content.get("ground_truth_fingerprint")
+        if given != protocol.ground_truth_fingerprint or not is_sha256(str(given)):
+            raise InputError(f"{where}: its labels are not those of {protocol.name}; run again on the right version.")
+    measures = metrics.get("metrics")
+    if not isinstance(measures, dict) or any(key not in measures for key in MEASURES):
+        raise InputError(f"{where}: metrics.json lacks measures; run again.")
+    if protocol.name in PROTOCOLS:
+        try:
+            result_of(metrics, system=str(system.get("name") or ""))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    return Result(
+        folder=folder.name,
+        system=str(system.get("name") or folder.name),
+        protocol=protocol,
+        leakage=str(system.get("leakage") or "unknown"),
+        predictions=predictions,
+        metrics=metrics,
+        manifest=manifest,
+    )
+
+
+def read_predictions(path: Path, where: str) -> pd.DataFrame:
+    """`id` and `predicted_months` of a predictions.csv; anything else in it is refused."""
+    try:
+        table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
+    except (OSError, ValueError):
+        raise InputError(f"{where}: predictions.csv cannot be read as a table; run again.") from None
+    if list(table.columns) != ["id", "predicted_months"]:
+        raise InputError(f"{where}: predictions.csv must have the columns id,predicted_months and nothing else.")
+    if table.empty or table["id"].duplicated().any() or (table["id"] == "").any():
+        raise InputError(f"{where}: predictions.csv is empty, lacks an id or repeats one; keep one row per image.")
+    months = pd.to_numeric(table["predicted_months"], errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(months).all():
+        missing = np.count_nonzero(~np.isfinite(months))
+        raise InputError(f"{where}: {missing} predictions are missing, NaN or infinite; predict those images again.")
+    return table.assign(predicted_months=months)
+
+
+def matched_errors(result: Result, references: pd.DataFrame) -> np.ndarray:
+    """(n,) predicted - reference in months, in the order of `references`; refuses what does not pair one to one."""
+    try:
+        table = match_by_id(result.predictions, references)
+    except InputError as error:
+        raise InputError(f"result folder {result.folder}: {error}") from None
+    return (table["predicted_months"] - table["reference_months"]).to_numpy(dtype=np.float64)
+
+
+def recompute(result: Result, data: str | Path) -> None:
+    """Measure the predictions again against the user's labels.
+
+    Raises:
+        InputError: a measure or an end of its interval differs from metrics.json by more than 1e-6.
+    """
+    test = load_test_set(result.protocol, data)
+    table = match_by_id(result.predictions, test.references)
+    again = error_metrics(table["predicted_months"], table["reference_months"])
+    for key in MEASURES:
+        stated = [result.metrics["metrics"].get(key), *(result.metrics["metrics"].get(f"{key}_ci95") or [None, None])]
+        for old, new in zip(stated, [again[key], *again[f"{key}_ci95"]], strict=True):
+            if (old is None) != (new is None) or (
+                old is not None and not math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-6)
+            ):
+                raise InputError(
+                    f"result folder {result.folder}: {key} is {old} in metrics.json and {new} from its predictions; "
+                    "run again."
+                )
+
+
+def result_folders(results: Path = RESULTS) -> list[Path]:
+    """The committed result folders: those with a predictions.csv or a manifest of a run."""
+    return sorted({path.parent for name in ("predictions.csv", "manifest.json") for path in results.glob(f"*/{name}")})
+
+
+def check_rows(rows: Sequence[MeasuredResult], results: Sequence[Result]) -> None:
+    """Every measured row must have the folder of its predictions, with the same numbers.
+
+    Raises:
+        InputError: naming the row.
+    """
+    by_digest = {result.metrics["predictions_sha256"]: result for result in results}
+    for row in rows:
+        where = f"measured row {row.system} under {row.protocol}"
+        result = by_digest.get(row.predictions_sha256)
+        if result is None:
+            raise InputError(f"{where}: there is no result folder with its predictions; commit the folder of its run.")
+        again = result_of(result.metrics, system=row.system, checkpoint=row.checkpoint)
+        for key, numbers in row.values.items():
+            for old, new in zip(numbers, again.values[key], strict=True):
+                if (old is None) != (new is None) or (old is not None and new is not None and abs(old - new) > 6e-5):
+                    raise InputError(f"{where}: {key} is not that of {result.folder}/metrics.json; add it again.")
+
+
+def check_results(folders: Sequence[Path], *, rows: Sequence[MeasuredResult], data: str | Path | None) -> list[Result]:
+    """Check result folders and that measured rows are theirs; with a prepared data set, measure them again too."""
+    results = [load_result(folder) for folder in folders]
+    check_rows(rows, results)
+    if data is not None:
+        for result in results:
+            recompute(result, data)
+    return results
+
+
+def _json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: {path.name} cannot be read as JSON; run again.")
+    return content

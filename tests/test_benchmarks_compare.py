@@ -1,0 +1,169 @@
+"""Comparison: paired, corrected, and without a rank where none is supported."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from own_protocol import protocol_of
+
+from benchmarks.cli import main
+from benchmarks.compare import compare_errors
+from benchmarks.results_folder import load_result
+from benchmarks.run import run_system
+from benchmarks.statistics import holm, n_needed, wilcoxon
+from benchmarks.systems import System
+from boneage_hf.errors import InputError
+
+
+def drawn(scale: float, seed: int, n: int = 200) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, n)
+
+
+def compared(errors: dict[str, np.ndarray], **leakages: str) -> Any:
+    return compare_errors(errors, protocol="example", leakages=dict.fromkeys(errors, "none") | leakages, draws=300)
+
+
+def test_systems_far_apart_get_their_ranks() -> None:
+    found = compared({"c": drawn(30, 1), "a": drawn(4, 2), "b": drawn(12, 3)})
+    assert [(standing.system, standing.rank) for standing in found.standings] == [("a", 1), ("b", 2), ("c", 3)]
+    assert "not distinguishable" not in str(found)
+
+
+def test_systems_that_are_alike_get_no_rank_but_the_images_needed() -> None:
+    errors = {"a": drawn(10, 1), "b": drawn(10, 2)}
+    found = compared(errors)
+    assert [standing.rank for standing in found.standings] == [None, None]
+    assert f"not distinguishable at n = 200 (n needed for this mean: {n_needed(errors['a'], errors['b'])})" in str(
+        found
+    )
+
+
+def test_p_values_are_corrected_for_the_number_of_pairs() -> None:
+    errors = {"a": drawn(9, 1), "b": drawn(10, 2), "c": drawn(11, 3)}
+    found = compared(errors)
+    raw = [wilcoxon(errors[pair.better], errors[pair.other]) for pair in found.pairs]
+    assert [pair.p_value for pair in found.pairs] == raw
+    assert [pair.p_holm for pair in found.pairs] == holm(raw)
+
+
+def test_a_mean_and_ranks_that_disagree_give_no_rank() -> None:
+    """b is a little better on nearly every image, a has the lower MAE for b's few gross errors."""
+    a = np.full(200, 10.0)
+    b = np.where(np.arange(200) < 10, 300.0, 9.0)
+    found = compared({"a": a, "b": b})
+    assert found.pairs[0].p_holm < 0.001
+    assert found.pairs[0].difference.high_months < 0
+    assert [standing.rank for standing in found.standings] == [None, None]
+
+
+def test_a_system_that_has_seen_the_test_gets_no_rank_and_is_flagged() -> None:
+    errors = {"seen": drawn(2, 1), "a": drawn(8, 2), "b": drawn(20, 3)}
+    found = compared(errors, seen="trained on rsna-training-12611")
+    assert [(standing.system, standing.rank) for standing in found.standings] == [("seen", None), ("a", 1), ("b", 2)]
+    assert "leakage: trained on rsna-training-12611" in str(found)
+
+
+def test_one_system_is_no_comparison() -> None:
+    with pytest.raises(InputError, match="two systems"):
+        compared({"a": drawn(1, 1)})
+
+
+class Fixed(System):
+    """The same months for everybody."""
+
+    revision, trained_on, preprocessing = "1", (), "none"
+
+    def __init__(self, name: str, months: float) -> None:
+        self.name, self.months = name, months
+
+    def predict(self, dataset: Any) -> pd.DataFrame:
+        return pd.DataFrame({"id": dataset["id"], "predicted_months": self.months})
+
+
+@pytest.fixture(scope="module")
+def folders(prepared_phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("results")
+    for name, months in (("middle", 120.0), ("old", 230.0)):
+        run_system(
+            Fixed(name, months),
+            protocol=protocol_of(prepared_phantoms),
+            data=prepared_phantoms,
+            out=base / name,
+            progress=False,
+        )
+    return base / "middle", base / "old"
+
+
+def test_two_result_folders_are_compared(
+    folders: tuple[Path, Path], prepared_phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *map(str, folders), "--data", str(prepared_phantoms)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("protocol drawn-hands-8, n = 8\n")
+    assert "middle - old: -" in out
+
+
+def test_folders_of_unequal_protocols_are_not_compared(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = protocol_of(prepared_phantoms, name="other-hands-8")
+    run_system(Fixed("a", 100.0), protocol=other, data=prepared_phantoms, out=tmp_path / "other", progress=False)
+    assert main(["compare", str(folders[0]), str(tmp_path / "other"), "--data", str(prepared_phantoms)]) == 2
+    assert "unequal protocols are not compared" in capsys.readouterr().err
+
+
+def broken(folder: Path, tmp_path: Path, predictions: str | None = None, **manifest: Any) -> Path:
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    if predictions is not None:
+        (copy / "predictions.csv").write_text(predictions, encoding="utf-8")
+    if manifest:
+        content = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+        (copy / "manifest.json").write_text(json.dumps(content | manifest), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ("id,predicted_months\n1,100\n", "not the one that metrics.json is about"),
+        ("id,predicted_months\n1,100\n1,100\n", "repeats one"),
+        ("id,predicted_months\n1,\n", "missing, NaN or infinite"),
+        ("id,predicted_months\n1,nan\n", "missing, NaN or infinite"),
+        ("id,predicted_months\n", "empty"),
+        ("id,predicted_months,sex\n1,100,male\n", "nothing else"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_result_folder_with_other_predictions_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], predictions: str, message: str
+) -> None:
+    assert main(["check", str(broken(folders[0], tmp_path, predictions))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_result_folder_on_other_labels_or_without_a_file_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = broken(folders[0], tmp_path, ground_truth_fingerprint="0" * 64)
+    with pytest.raises(InputError, match="its labels are not those"):
+        load_result(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        load_result(copy)
+
+
+def test_check_measures_again_from_the_labels(
+    folders: tuple[Path, Path], tmp_path: Path, prepared_phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(folders[0]), "--data", str(prepared_phantoms)]) == 0
+    copy = broken(folders[0], tmp_path)
+    content = json.loads((copy / "metrics.json").read_text(encoding="utf-8"))
+    content["metrics"]["mae_months"] -= 0.5
+    (copy / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["check", str(copy), "--data", str(prepared_phantoms)]) == 2
+    assert "mae_months is" in capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""One run: what it writes, what it refuses, and that it goes on where it was stopped."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from own_protocol import protocol_file, protocol_of
+
+from benchmarks import run
+from benchmarks.cli import main
+from benchmarks.measured import RESULTS
+from benchmarks.protocol import PROTOCOLS, Protocol
+from benchmarks.results_folder import load_result, recompute, result_folders
+from benchmarks.run import load_test_set, over_age, run_system
+from benchmarks.systems import System
+from boneage_hf.data import load_split
+from boneage_hf.errors import InputError
+from boneage_hf.evaluation import predict_dataset
+from boneage_hf.hub import load_pipeline
+
+ROOT = Path(__file__).parent.parent
+TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
+
+
+class Counting(System):
+    """Says 100 months and counts the images; fails after `limit` of them."""
+
+    name, revision, trained_on, preprocessing = "Counting", "1", (), "none"
+
+    def __init__(self, limit: int = 1000, months: float = 100.0) -> None:
+        self.limit, self.months, self.seen = limit, months, 0
+
+    def predict(self, dataset: Any) -> pd.DataFrame:
+        if self.seen + len(dataset) > self.limit:
+            raise ConnectionError("stopped")
+        self.seen += len(dataset)
+        months = self.months + np.arange(self.seen - len(dataset), self.seen)
+        return pd.DataFrame({"id": dataset["id"], "predicted_months": months})
+
+
+@pytest.fixture
+def protocol(prepared_phantoms: Path) -> Protocol:
+    return protocol_of(prepared_phantoms)
+
+
+def test_a_run_of_a_checkpoint_predicts_what_evaluate_predicts(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--protocol", str(protocol_file(protocol, tmp_path)), "--data", str(prepared_phantoms)]
+    assert main(["run", "--system", f"checkpoint:{TINY}", *arguments, "--device", "cpu", "--out", str(out)]) == 0
+    assert "mae_months" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "manifest.json"}
+    expected = predict_dataset(
+        load_pipeline(TINY, device="cpu"), load_split(prepared_phantoms, "validation"), progress=False
+    )
+    found = pd.read_csv(out / "predictions.csv", dtype={"id": str})
+    assert list(found.columns) == ["id", "predicted_months"]
+    assert found["id"].tolist() == expected["id"].tolist()
+    assert found["predicted_months"].to_numpy() == pytest.approx(expected["predicted_months"].to_numpy(), abs=1e-3)
+    recompute(load_result(out), prepared_phantoms)
+
+
+def test_the_manifest_says_what_ran_on_what(prepared_phantoms: Path, protocol: Protocol, tmp_path: Path) -> None:
+    summary = run_system(Counting(), protocol=protocol, data=prepared_phantoms, out=tmp_path / "out", progress=False)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["system"]["revision"] == "1"
+    assert Protocol.from_dict(manifest["protocol"]) == protocol
+    assert manifest["ground_truth_fingerprint"] == protocol.ground_truth_fingerprint
+    assert manifest["predictions_sha256"] == summary["predictions_sha256"]
+    assert {"commit", "versions", "hardware", "time", "seconds", "data"} <= set(manifest)
+    assert manifest["hardware"]["cores"] == os.cpu_count()
+    assert str(prepared_phantoms) not in json.dumps(manifest)
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PART", 3)
+    options: dict[str, Any] = {"protocol": protocol, "data": prepared_phantoms, "progress": False}
+    with pytest.raises(ConnectionError):
+        run_system(Counting(limit=6), **options, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+    second = Counting()
+    second.seen = 6  # the months that it says go on
+    run_system(second, **options, out=tmp_path / "out")
+    assert second.seen == 8
+    run_system(Counting(), **options, out=tmp_path / "whole")
+    stopped, whole = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("out", "whole"))
+    assert stopped == whole
+    assert not (tmp_path / "out" / ".parts").exists()
+
+
+def test_a_finished_run_is_read_and_not_repeated(prepared_phantoms: Path, protocol: Protocol, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"protocol": protocol, "data": prepared_phantoms, "out": tmp_path, "progress": False}
+    first, again = run_system(Counting(), **options), Counting()
+    assert run_system(again, **options) == first
+    assert again.seen == 0
+
+
+def test_the_results_of_another_run_are_not_overwritten(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"protocol": protocol, "data": prepared_phantoms, "progress": False}
+    run_system(Counting(), **options, out=tmp_path / "out")
+    other = Counting()
+    other.revision = "2"
+    with pytest.raises(InputError, match="another run"):
+        run_system(other, **options, out=tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="no results of a run"):
+        run_system(Counting(), **options, out=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.iloc[1:], "exactly one per image"),
+        (lambda table: pd.concat([table, table.iloc[:1]]), "exactly one per image"),
+        (lambda table: table.assign(id="x"), "exactly one per image"),
+        (lambda table: table.assign(predicted_months=float("nan")), "NaN"),
+        (lambda table: table.drop(columns="predicted_months"), "column predicted_months"),
+        (lambda table: table.assign(predicted_months=table["predicted_months"] / 12), "multiply them by 12"),
+    ],
+)
+def test_bad_predictions_are_refused_and_nothing_is_left(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, change: Any, message: str
+) -> None:
+    class Bad(Counting):
+        def predict(self, dataset: Any) -> pd.DataFrame:
+            table: pd.DataFrame = change(super().predict(dataset))
+            return table
+
+    with pytest.raises(InputError, match=message):
+        run_system(Bad(), protocol=protocol, data=prepared_phantoms, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_another_version_are_refused(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = protocol_of(prepared_phantoms, ground_truth_fingerprint="0" * 64)
+    with pytest.raises(InputError, match="not those of drawn-hands-8"):
+        load_test_set(wrong, prepared_phantoms)
+    arguments = ["--data", str(prepared_phantoms), "--out", str(tmp_path / "out")]
+    assert main(["run", "--system", "constant", "--protocol", "reference-test-1024", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_protocol_whose_labels_are_not_known_cannot_be_run(prepared_phantoms: Path) -> None:
+    with pytest.raises(InputError, match="rsna-test-200-decimal or rsna-test-200-integer"):
+        load_test_set(PROTOCOLS["rsna-test-200"], prepared_phantoms)
+    with pytest.raises(InputError, match="stay cited"):
+        load_test_set(PROTOCOLS["dha-1383"], prepared_phantoms)
+
+
+def test_the_claim_over_age_puts_every_image_into_its_band() -> None:
+    reference = np.array([10.0, 23.9, 24.0, 60.0, 239.0, 240.0])
+    late = np.array([1.0, 3, 5, 7, 9, 11])
+    matched = pd.DataFrame({"reference_months": reference, "predicted_months": reference + late})
+    claim = over_age(matched)["equal_over_age"]
+    assert claim["bands"] == {
+        "0-24": {"n": 2, "mae_months": pytest.approx(2)},
+        "24-48": {"n": 1, "mae_months": pytest.approx(5)},
+        "48-72": {"n": 1, "mae_months": pytest.approx(7)},
+        "216-240": {"n": 2, "mae_months": pytest.approx(10)},
+    }
+    assert claim["spread_months"] == pytest.approx(8)
+
+
+def test_one_image_has_no_limits_of_agreement_and_no_bands_to_compare() -> None:
+    one = pd.DataFrame({"reference_months": [100.0], "predicted_months": [90.0]})
+    assert over_age(one) == {"bland_altman": None, "equal_over_age": None}
+
+
+def test_the_system_that_the_readme_adds_runs_and_is_short(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path
+) -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(code.splitlines()) < 30
+    script = tmp_path / "brightness.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, protocol_file(protocol, tmp_path), prepared_phantoms, tmp_path / "out"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = load_result(tmp_path / "out")
+    assert float(done.stdout) == result.metrics["metrics"]["mae_months"]
+    assert result.system == "Mean grey level"
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(prepared_phantoms: Path, protocol: Protocol, tmp_path: Path) -> None:
+    file = protocol_file(protocol, tmp_path)
+    command = ["-m", "benchmarks", "run", "--system", f"checkpoint:{TINY}", "--protocol", str(file)]
+    command += ["--data", str(prepared_phantoms), "--device", "cpu", "--out"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    for start, out in ((launch, "two"), ([sys.executable], "one")):
+        subprocess.run([*start, *command, str(tmp_path / out)], cwd=ROOT, env=environment, check=True, timeout=300)
+    one, two = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text(encoding="utf-8"))["processes"] == 2
+
+
+@pytest.mark.development
+@pytest.mark.parametrize("folder", result_folders(), ids=lambda folder: folder.name)
+def test_committed_metrics_follow_from_committed_predictions(folder: Path) -> None:
+    prepared = os.environ.get("BONEAGE_PREPARED_DIR")
+    if not prepared:
+        pytest.skip("BONEAGE_PREPARED_DIR does not name the prepared data set that the results are about")
+    recompute(load_result(folder), prepared)
+
+
+def test_committed_result_folders_are_in_order() -> None:
+    assert result_folders(RESULTS)
+    for folder in result_folders(RESULTS):
+        load_result(folder)
