@@ -46,7 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", type=Path, required=True, metavar="PREPARED", help="folder of `boneage prepare`")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="result folder; a stopped run goes on")
     run.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
-    run.add_argument("--flip-average", action="store_true", help="checkpoint: average an image and its mirror image")
+    run.add_argument(
+        "--flip-average",
+        action=argparse.BooleanOptionalAction,
+        help="checkpoint: average an image and its mirror image (default: as the checkpoint says)",
+    )
     run.add_argument("--device", help="such as cuda:0; by default the first accelerator, or else the CPU")
     run.add_argument("--trained-on", action="append", metavar="PART", help="what the system has seen; may be repeated")
     run.add_argument("--trust-remote-code", action="store_true", help="transformers-remote: run the model's own code")

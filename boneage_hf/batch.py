@@ -327,7 +327,7 @@ def predict_batch(
     *,
     table: Mapping[str, TableRow] | None = None,
     sex: Sex | None = None,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
 ) -> Iterator[BatchRow]:
     """A row for each item, as soon as it is there, then one for each row of the table without a file.
 
@@ -352,7 +352,7 @@ def predict_batch(
 
 
 def _answered(
-    pipe: BoneAgePipeline, item: BatchItem, told: TableRow, common: Sex | None, flip_average: bool
+    pipe: BoneAgePipeline, item: BatchItem, told: TableRow, common: Sex | None, flip_average: bool | None
 ) -> BatchRow:
     row = BatchRow(item.file)
     if told.problem is not None:

@@ -65,7 +65,7 @@ def fit_interval_of_checkpoint(
     out: Path,
     *,
     correct_age: bool = False,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> FittedInterval:
@@ -80,7 +80,8 @@ def fit_interval_of_checkpoint(
         dataset: folder written by `boneage prepare`, the one the weights were trained on.
         out: folder of the new checkpoint.
         correct_age: try a correction over age.
-        flip_average: fit to answers that are averaged with those of the mirrored image.
+        flip_average: fit to answers that are averaged with those of the mirrored image, or that are not; the new
+            checkpoint answers so from then on. None: as the checkpoint answers already.
 
     Raises:
         InputError: the output is the checkpoint itself or holds something else; the checkpoint is calibrated locally,
@@ -92,10 +93,12 @@ def fit_interval_of_checkpoint(
     if correct_age and config.age_correction is not None:
         raise InputError("This checkpoint has a correction over age already; start from the one without it.")
     revision = checkpoint_revision(pipe)
+    if flip_average is not None:
+        config.flip_average = flip_average
 
     def predicted(split: str) -> pd.DataFrame:
         rows = load_split(dataset, split)
-        return predict_dataset(pipe, rows, batch_size=batch_size, flip_average=flip_average, progress=progress)
+        return predict_dataset(pipe, rows, batch_size=batch_size, progress=progress)
 
     config.interval = None
     selection = predicted("selection")
@@ -120,7 +123,7 @@ def fit_interval_of_checkpoint(
     interval = fit_interval(*_columns(calibration), shape=shape)
     low, high = interval_months(calibration["predicted_months"].to_numpy(), interval)
     provenance |= {"alpha": interval["alpha"], "n": len(calibration), "fingerprint": _fingerprint(calibration)}
-    provenance |= {"flip_average": flip_average, **_made_by()}
+    provenance |= {"flip_average": config.flip_average, **_made_by()}
     config.interval = interval
     _save(pipe, out, {"interval": provenance})
     return FittedInterval(
@@ -174,7 +177,7 @@ def calibrate_checkpoint(
     out: Path,
     *,
     split: str | None = None,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> CalibratedCheckpoint:
@@ -186,7 +189,8 @@ def calibrate_checkpoint(
         dataset: folder written by `boneage prepare` from these images.
         out: folder of the new checkpoint.
         split: part of the data set to use; all of its images if None.
-        flip_average: fit to answers that are averaged with those of the mirrored image.
+        flip_average: fit to answers that are averaged with those of the mirrored image, or that are not; the new
+            checkpoint answers so from then on. None: as the checkpoint answers already.
 
     Raises:
         InputError: the output is the checkpoint itself or holds something else; the checkpoint is calibrated locally
@@ -196,13 +200,15 @@ def calibrate_checkpoint(
     config = pipe.model.config
     revision = checkpoint_revision(pipe)
     shape, config.interval = config.interval, None
+    if flip_average is not None:
+        config.flip_average = flip_average
     names = [split] if split is not None else [name for name in SPLIT_NAMES if name in load_prepared(dataset)]
     tables = []
     for name in names:
         rows = load_split(dataset, name)
         table = pd.DataFrame({"id": rows["id"], "reference_months": rows["bone_age_months"]})
         _check_not_training(config.provenance, table)
-        tables.append(predict_dataset(pipe, rows, batch_size=batch_size, flip_average=flip_average, progress=progress))
+        tables.append(predict_dataset(pipe, rows, batch_size=batch_size, progress=progress))
     table = pd.concat(tables, ignore_index=True)
     fit = fit_local_calibration(*_columns(table), sex=table["sex"].tolist(), uses_sex=config.uses_sex, shape=shape)
     config.local_calibration, config.interval = fit.calibration, fit.interval
@@ -219,7 +225,7 @@ def calibrate_checkpoint(
         "interval_width_months": fit.interval_width_months,
         "interval_width_ci95_months": list(fit.interval_width_ci95_months),
         "coverage_ci95": list(fit.coverage_ci95),
-        "flip_average": flip_average,
+        "flip_average": config.flip_average,
         **_made_by(),
     }
     _save(pipe, out, {"local_calibration": provenance})

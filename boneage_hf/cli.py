@@ -247,6 +247,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    def add_flip(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--flip-average",
+            action=argparse.BooleanOptionalAction,
+            help="average with the mirrored image (default: as the checkpoint says)",
+        )
+
     prepare = add("prepare", _prepare, "RSNA files -> a data set in parquet with a data card")
     prepare.add_argument("source", help="folder in the layout of the challenge (with --phantom: the folder to write)")
     prepare.add_argument("out", nargs="?", help="folder to write")
@@ -271,7 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--out", required=True, help="folder for predictions.csv, table.csv and metrics.json")
     evaluate.add_argument("--batch-size", type=int, default=32)
-    evaluate.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
+    add_flip(evaluate)
 
     fit_interval = add(
         "fit-interval", _fit_interval, "a 90 %% interval for a trained checkpoint, from the calibration half"
@@ -284,9 +291,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also fit a monotone correction over age on the selection half; kept only if it wins by cross-validation",
     )
-    fit_interval.add_argument(
-        "--flip-average", action="store_true", help="for answers averaged with the mirrored image"
-    )
+    add_flip(fit_interval)
     fit_interval.add_argument("--batch-size", type=int, default=32)
 
     calibrate = add("calibrate", _calibrate, "offsets, slope and interval from 50 or more of your own labelled images")
@@ -298,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("train", "validation", "selection", "calibration", "test"),
         help="part of the data set to use (default: all of its images)",
     )
-    calibrate.add_argument("--flip-average", action="store_true", help="for answers averaged with the mirrored image")
+    add_flip(calibrate)
     calibrate.add_argument("--batch-size", type=int, default=32)
 
     predict = add("predict", _predict, "bone age of radiographs: PNG, JPEG, TIFF or DICOM")
@@ -314,7 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--table", metavar="CSV", help="with --batch: columns file, sex (female or male), chronological_age_months"
     )
     predict.add_argument("--out", metavar="CSV", help="with --batch: the file to write")
-    predict.add_argument("--flip-average", action="store_true", help="average with the mirrored image")
+    add_flip(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object per line")
 
     explain = add("explain", _explain, "attention map over the radiograph, as PNG")

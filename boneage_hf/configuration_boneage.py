@@ -74,6 +74,9 @@ class BoneAgeConfig(PreTrainedConfig):
             `offsets_months`; applied in the model's forward pass. From `boneage fit-interval --correct-age`.
         local_calibration (`dict`, *optional*): a hospital's own `offsets_months`, `slope` and `centre_months`; applied
             in the model's forward pass, after the correction. From `boneage calibrate`.
+        flip_average (`bool`, defaults to `False`): whether an answer is the average over the image and its mirror
+            image unless a call says otherwise, for twice the network time; interval and correction are fitted to
+            answers of this kind. From `boneage fit-interval --flip-average`.
         interval (`dict`, *optional*): the 90 % interval around the answer, see `interval_boneage.py`. From
             `boneage fit-interval` or `boneage calibrate`.
         provenance (`dict`, *optional*): where the weights come from: data and split fingerprints, recipe, commit,
@@ -106,6 +109,7 @@ class BoneAgeConfig(PreTrainedConfig):
     smooth_l1_beta: float | int = 0.1
     age_correction: dict | None = None
     local_calibration: dict | None = None
+    flip_average: bool = False
     interval: dict | None = None
     provenance: dict | None = None
 

@@ -41,7 +41,7 @@ def predict_prepared(
     sex: np.ndarray,
     *,
     batch_size: int = 64,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
 ) -> np.ndarray:
     """Predict bone age for images that `processor.prepare` has seen.
 
@@ -107,7 +107,7 @@ def predict_dataset(
     dataset: Any,
     *,
     batch_size: int = 32,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
     progress: bool = True,
     alter: Callable[[Image.Image], Image.Image] | None = None,
 ) -> pd.DataFrame:
@@ -200,7 +200,7 @@ def evaluate_checkpoint(
     split: str,
     out: Path,
     batch_size: int = 32,
-    flip_average: bool = False,
+    flip_average: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Predict a split and write `predictions.csv`, `table.csv`, `metrics.json` and three plots into the folder `out`.
@@ -231,7 +231,7 @@ def evaluate_checkpoint(
         revision=checkpoint_revision(pipe),
         protocol=protocol_name(manifest, split, len(table)),
         split=split,
-        flip_average=flip_average,
+        flip_average=pipe.model.config.flip_average if flip_average is None else flip_average,
     )
     write_text(out / "predictions.csv", predictions_csv(table))
     write_text(out / "table.csv", table.to_csv(index=False))

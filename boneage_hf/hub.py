@@ -284,7 +284,7 @@ _OF_TRAINING = frozenset(
 
 
 #: Values that checkpoints from before these fields had.
-_IMPLIED = {"pooling": "attention"}
+_IMPLIED: dict[str, Any] = {"pooling": "attention", "flip_average": False}
 
 
 def checkpoint_revision(pipe: BoneAgePipeline) -> str:

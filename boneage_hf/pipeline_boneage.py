@@ -18,7 +18,7 @@ from .sex import SEX_INDEX, SEXES, Sex, parse_sex
 
 
 def predict_batch(
-    model: BoneAgeModel, pixel_values: torch.Tensor, *, sex: torch.Tensor | None, flip_average: bool = False
+    model: BoneAgeModel, pixel_values: torch.Tensor, *, sex: torch.Tensor | None, flip_average: bool | None = None
 ) -> BoneAgeOutput:
     """The forward pass that every prediction of this package goes through.
 
@@ -26,13 +26,14 @@ def predict_batch(
         model: in evaluation mode.
         pixel_values: (B, 3, S, S) from the image processor.
         sex: (B,) integers, 0 female and 1 male, or None for a model that does not use sex.
-        flip_average: average bone age and attention with those of the mirrored image (mirrored back).
+        flip_average: average bone age and attention with those of the mirrored image (mirrored back); None does what
+            the checkpoint's config says.
 
     Returns:
         `bone_age_months` (B,) and `attention` (B, h, w).
     """
     output: BoneAgeOutput = model(pixel_values=pixel_values, sex=sex)
-    if not flip_average:
+    if not (model.config.flip_average if flip_average is None else flip_average):
         return output
     mirrored = model(pixel_values=pixel_values.flip(-1), sex=sex)
     return BoneAgeOutput(
@@ -58,7 +59,8 @@ class BoneAgePipeline(Pipeline):
       90 %, see `interval_boneage.py` for what that means),
     * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if not given).
 
-    Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`), `batch_size`.
+    Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`; by
+    default what the checkpoint's config says), `batch_size`.
     """
 
     model: BoneAgeModel
@@ -128,7 +130,7 @@ class BoneAgePipeline(Pipeline):
         # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.
         return {"pixel_values": pixel_values, "sex": torch.tensor([-1 if sex is None else SEX_INDEX[sex]])}
 
-    def _forward(self, model_inputs: Any, flip_average: bool = False) -> Any:  # type: ignore[override]
+    def _forward(self, model_inputs: Any, flip_average: bool | None = None) -> Any:  # type: ignore[override]
         sex = model_inputs["sex"]
         output = predict_batch(
             self.model,
@@ -156,7 +158,7 @@ class BoneAgePipeline(Pipeline):
         image_column: str = "image",
         sex_column: str | None = "sex",
         batch_size: int = 16,
-        flip_average: bool = False,
+        flip_average: bool | None = None,
     ) -> Any:
         """A pandas table in, the same out with `predicted_months`, `interval_low_months`, `interval_high_months`.
 

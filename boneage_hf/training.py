@@ -703,8 +703,9 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
                 f"{getattr(wanted, field)!r}; start from a checkpoint of the same kind."
             )
     initial = {"source": Path(initial_weights).name, "provenance": model.config.provenance}
-    # Fitted to the answers of the weights as they were.
+    # Fitted to the answers of the weights as they were, or chosen for them.
     model.config.age_correction = model.config.local_calibration = model.config.interval = None
+    model.config.flip_average = False
     if model.config.image_size != recipe.image_size:
         model.resize_attention(recipe.image_size)
     model.config.freeze_backbone, model.config.loss = recipe.freeze_backbone, recipe.loss

@@ -102,6 +102,20 @@ def test_the_provenance_names_labels_number_and_level(with_interval: Path, phant
     assert provenance["initial_weights"] == {"source": "random"}  # what was there before is there still
 
 
+def test_an_interval_for_averaged_flips_makes_the_checkpoint_average_them(
+    with_interval: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    fit_interval_of_checkpoint(TINY, phantoms, tmp_path / "out", flip_average=True, progress=False)
+    pipe, single = load_pipeline(str(tmp_path / "out"), device="cpu"), load_pipeline(str(with_interval), device="cpu")
+    assert pipe.model.config.flip_average
+    assert provenance_of(tmp_path / "out")["interval"]["flip_average"] is True
+    assert pipe.model.config.interval != single.model.config.interval
+    wanted = predict_dataset(single, load_split(phantoms, "test"), flip_average=True, progress=False)
+    found = predict_dataset(pipe, load_split(phantoms, "test"), progress=False)
+    assert found["predicted_months"].tolist() == pytest.approx(wanted["predicted_months"].tolist(), abs=1e-4)
+    assert not single.model.config.flip_average
+
+
 def test_another_interval_is_another_revision(with_interval: Path) -> None:
     pipe = load_pipeline(with_interval, device="cpu")
     fitted = checkpoint_revision(pipe)

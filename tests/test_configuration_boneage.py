@@ -138,6 +138,7 @@ def test_a_config_comes_back_from_its_file_unchanged(tmp_path: Path) -> None:
         smooth_l1_beta=0.2,
         age_correction=CORRECTION,
         local_calibration=LOCAL,
+        flip_average=True,
         interval=INTERVAL,
         provenance={"recipe": {"epochs": 8}, "data": "abc"},
     )
@@ -145,7 +146,7 @@ def test_a_config_comes_back_from_its_file_unchanged(tmp_path: Path) -> None:
     loaded = BoneAgeConfig.from_pretrained(tmp_path)
     fields = set(BoneAgeConfig.__annotations__)
     assert {name: getattr(loaded, name) for name in fields} == {name: getattr(config, name) for name in fields}
-    assert len(fields) == 22
+    assert len(fields) == 23
 
 
 BAD_CORRECTIONS: list[dict[str, Any]] = [

@@ -224,6 +224,20 @@ def test_flip_average_may_be_set_once_for_all_calls() -> None:
     assert always(HAND, sex="male")["bone_age_months"] == once(HAND, sex="male", flip_average=True)["bone_age_months"]
 
 
+def test_a_checkpoint_that_averages_flips_does_so_unless_a_call_says_otherwise(tmp_path: Path) -> None:
+    model = BoneAgeModel.from_pretrained(CHECKPOINT)
+    model.config.flip_average = True
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    always = transformers_pipeline(TASK, model=str(tmp_path), device=CPU)
+    once = transformers_pipeline(TASK, model=str(CHECKPOINT), device=CPU)
+    averaged = once(HAND, sex="male", flip_average=True)["bone_age_months"]
+    single = once(HAND, sex="male")["bone_age_months"]
+    assert averaged != single
+    assert always(HAND, sex="male")["bone_age_months"] == pytest.approx(averaged, abs=1e-4)
+    assert always(HAND, sex="male", flip_average=False)["bone_age_months"] == pytest.approx(single, abs=1e-4)
+
+
 def test_predict_batch_averages_flips_of_a_whole_batch() -> None:
     model = BoneAgeModel.from_pretrained(CHECKPOINT)
     pixel_values = tiny_processor()(VIEWS, return_tensors="pt")["pixel_values"]

@@ -20,7 +20,8 @@ class SystemOptions:
     Attributes:
         data: folder of the prepared data set, for what is fitted to its training split.
         batch_size: images at a time in a network.
-        flip_average: average the predictions for an image and its mirror image, where the system can.
+        flip_average: average the predictions for an image and its mirror image, where the system can; None: as
+            the checkpoint says.
         device: as `torch.device` takes it; None chooses.
         trained_on: names in `TRAINING_PARTS`, where the system cannot know itself; None is unknown.
         trust_remote_code: the user allows Python code from the Hub to run.
@@ -31,7 +32,7 @@ class SystemOptions:
 
     data: Path
     batch_size: int = 32
-    flip_average: bool = False
+    flip_average: bool | None = None
     device: str | None = None
     trained_on: tuple[str, ...] | None = None
     trust_remote_code: bool = False

@@ -18,8 +18,11 @@ class CheckpointSystem(System):
 
     preprocessing = "the image processor saved with the checkpoint"
 
-    def __init__(self, pipe: BoneAgePipeline, *, name: str, batch_size: int = 32, flip_average: bool = False) -> None:
-        self.pipe, self.name, self.batch_size, self.flip_average = pipe, name, batch_size, flip_average
+    def __init__(
+        self, pipe: BoneAgePipeline, *, name: str, batch_size: int = 32, flip_average: bool | None = None
+    ) -> None:
+        self.pipe, self.name, self.batch_size = pipe, name, batch_size
+        self.flip_average = pipe.model.config.flip_average if flip_average is None else flip_average
         self.revision = checkpoint_revision(pipe)
         self.trained_on = trained_on(pipe.model.config.provenance)
 
