@@ -143,15 +143,36 @@ class Stage:
             raise InputError(f"A stage starts from all weights or from the backbone, not from {self.start!r}.")
 
 
-_FINE = Recipe(image_size=299, feature_dropout=0.2, head_dropout=0.1)
+#: VGG19 from random weights, without sex: trained with BatchNorm, which random weights need, and folded at export.
+_VGG19_BN = Recipe(backbone="vgg19_bn", sex_input="none", image_size=96, epochs=12)
 
 #: Several trainings in a row, each from the best checkpoint of the one before: `boneage train --recipe NAME`.
 PLANS: dict[str, tuple[Stage, ...]] = {
     # The packaged checkpoint: from ImageNet at 224 px, then at the 299 px that the copies have.
     "default": (
         Stage(Recipe()),
-        Stage(dataclasses.replace(_FINE, epochs=2, learning_rate=4e-4, ema=0.99, seed=1)),
-        Stage(dataclasses.replace(_FINE, epochs=5, learning_rate=7e-4, ema=0.995, seed=2)),
+        Stage(
+            Recipe(image_size=299, feature_dropout=0.2, head_dropout=0.1, epochs=7, learning_rate=7e-4, seed=1),
+        ),
+    ),
+    # The reference network where no ImageNet weights of VGG19 are to be had: a backbone of its own, at growing sizes,
+    # then attention and head at the reference's 384 px on the frozen backbone.
+    "vgg19-attention": (
+        Stage(_VGG19_BN),
+        Stage(dataclasses.replace(_VGG19_BN, image_size=192, epochs=6, learning_rate=5e-4, seed=1)),
+        Stage(dataclasses.replace(_VGG19_BN, image_size=256, epochs=3, learning_rate=3e-4, seed=2)),
+        Stage(
+            Recipe(
+                backbone="vgg19",
+                sex_input="none",
+                freeze_backbone=True,
+                cached_views=2,
+                image_size=384,
+                epochs=15,
+                seed=3,
+            ),
+            fold=True,
+        ),
     ),
 }
 
