@@ -418,7 +418,7 @@ def _boxed_rows(splits: Mapping[str, Any], by_id: Mapping[str, Boxes]) -> Iterat
 def _boxed_map(pipe: BoneAgePipeline, row: Mapping[str, Any], boxes: Boxes) -> BoxedMap:
     try:
         radiograph = read(row["image"]["bytes"])
-        answer = pipe(radiograph, sex=SEXES[row["sex"]])
+        answer = pipe(radiograph, sex=SEXES[row["sex"]], check_quality=False)
     except InputError as error:
         raise InputError(f"Image of row {row['id']}: {error}") from None
     processor = pipe.image_processor

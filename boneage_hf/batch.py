@@ -22,6 +22,7 @@ from typing import Literal
 from .clinical import assess
 from .errors import InputError
 from .pipeline_boneage import BoneAgePipeline
+from .quality import RefusedError
 from .radiograph import MAX_AGE_MONTHS, MAX_FILE_BYTES, Prefill, content_of, read_prefill
 from .sex import SEXES, Sex
 
@@ -328,6 +329,7 @@ def predict_batch(
     table: Mapping[str, TableRow] | None = None,
     sex: Sex | None = None,
     flip_average: bool | None = None,
+    check_quality: bool = True,
 ) -> Iterator[BatchRow]:
     """A row for each item, as soon as it is there, then one for each row of the table without a file.
 
@@ -345,14 +347,20 @@ def predict_batch(
             told = table[given]
             if given != item.place and count[item.file] > 1:
                 told = TableRow(problem="Several files have this name: give their paths in the table.")
-        yield _answered(pipe, item, told, sex, flip_average)
+        yield _answered(pipe, item, told, sex, flip_average=flip_average, check_quality=check_quality)
     for name in table:
         if name not in used:
             yield BatchRow(_base_name(name), problem="The table names a file that was not given: check its spelling.")
 
 
 def _answered(
-    pipe: BoneAgePipeline, item: BatchItem, told: TableRow, common: Sex | None, flip_average: bool | None
+    pipe: BoneAgePipeline,
+    item: BatchItem,
+    told: TableRow,
+    common: Sex | None,
+    *,
+    flip_average: bool | None,
+    check_quality: bool,
 ) -> BatchRow:
     row = BatchRow(item.file)
     if told.problem is not None:
@@ -363,12 +371,12 @@ def _answered(
         row = _with_what_is_known(row, told, header, common)
         if row.sex is None and pipe.model.config.uses_sex:
             raise InputError("The child's sex is not known: give it in the table, or one for all files.")
-        answer = pipe(content, sex=row.sex, flip_average=flip_average)
+        answer = pipe(content, sex=row.sex, flip_average=flip_average, check_quality=check_quality)
+    except RefusedError as error:
+        quality = error.quality
+        return replace(row, problem=str(error), quality=quality.verdict, quality_reasons=" ".join(quality.reasons))
     except InputError as error:
-        reasons = getattr(error, "reasons", None)  # of an image that the quality gate refuses
-        if reasons is None:
-            return replace(row, problem=str(error))
-        return replace(row, problem=str(error), quality="refuse", quality_reasons=" ".join(reasons))
+        return replace(row, problem=str(error))
     interval = None if answer["interval_months"] is None else (*answer["interval_months"],)
     low, high = interval or (None, None)
     assessed = None
@@ -379,7 +387,7 @@ def _answered(
             sex=row.sex,
             chronological_age_months=row.chronological_age_months,
         )
-    quality = answer.get("quality")
+    quality = answer["quality"]
     return replace(
         row,
         bone_age_months=answer["bone_age_months"],

@@ -131,16 +131,21 @@ def _predict(options: argparse.Namespace) -> int:
     failed = False
     for position, file in enumerate(options.files, start=1):
         try:
-            answer = pipe(file, sex=options.sex, flip_average=options.flip_average)
+            answer = pipe(
+                file, sex=options.sex, flip_average=options.flip_average, check_quality=options.check_quality
+            )
         except InputError as error:
             failed = True
             print(f"error: file {position}: {error}", file=sys.stderr)
             continue
+        quality = answer["quality"]
         if options.json:
             told = {"file": position, **answer_as_json(answer), "revision": revision, "notice": DISCLAIMER}
-            print(json.dumps(told))
+            print(json.dumps(told | {"quality": quality.as_dict() if quality is not None else None}))
         else:
             print(f"file {position}: {answer_as_text(answer)}")
+            for sentence in () if quality is None else (*quality.corrections, *quality.reasons):
+                print(f"  {sentence}")
     if not options.json:
         print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
     return 2 if failed else 0
@@ -163,7 +168,14 @@ def _predict_batch(options: argparse.Namespace) -> int:
     if not items:
         raise InputError("The folder holds no file: name a folder, ZIP archive or files with radiographs.")
     pipe = load_pipeline(options.checkpoint)
-    answers = predict_batch(pipe, items, table=table, sex=options.sex, flip_average=options.flip_average)
+    answers = predict_batch(
+        pipe,
+        items,
+        table=table,
+        sex=options.sex,
+        flip_average=options.flip_average,
+        check_quality=options.check_quality,
+    )
     rows = list(tqdm(answers, total=len(items), unit="file", file=sys.stderr))
     write_text(Path(options.out), rows_to_csv(rows))
     failed = sum(row.problem is not None for row in rows)
@@ -320,6 +332,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", metavar="CSV", help="with --batch: the file to write")
     add_flip(predict)
+    predict.add_argument(
+        "--no-quality-check", dest="check_quality", action="store_false", help="answer whatever the picture shows"
+    )
     predict.add_argument("--json", action="store_true", help="one JSON object per line")
 
     explain = add("explain", _explain, "attention map over the radiograph, as PNG")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
+from .quality import put_right
 from .radiograph import read
 from .sex import Sex
 
@@ -265,11 +266,12 @@ def _explained(pipe: Any, file: Any, position: int, sex: Sex | None) -> Explaine
     except InputError as error:
         raise InputError(f"file {position}: {error}") from None
     processor = pipe.image_processor
+    picture = put_right(radiograph.image, answer["quality"])
     return ExplainedRadiograph(
-        image=radiograph.image,
+        image=picture,
         attention=answer["attention"],
         predicted_months=answer["bone_age_months"],
-        part=part_of_map(radiograph.image.size, size=processor.size, resize_mode=processor.resize_mode),
+        part=part_of_map(picture.size, size=processor.size, resize_mode=processor.resize_mode),
     )
 
 

@@ -381,25 +381,30 @@ class BoneAgeImageProcessor(BaseImageProcessor):
         Raises:
             InputError: for anything else, such as 16-bit or floating point pixels.
         """
+        return self.prepare_and_tell(image)[0]
+
+    def prepare_and_tell(self, image: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
+        """What `prepare` gives, and whether the grey levels were inverted for it."""
         grey = _to_grey_image(image)  # (h, w)
         if self.source_size is not None:
             reduced = _resized(grey, self.source_size, self.source_size)
             if self.source_jpeg_quality is not None and reduced is not grey:
                 reduced = _stored_as_jpeg(reduced, self.source_jpeg_quality)
             grey = reduced
-        if self.correct_polarity and _polarity_score(grey) < 0:  # has_light_background
+        inverted = self.correct_polarity and _polarity_score(grey) < 0  # has_light_background
+        if inverted:
             grey = grey.point(range(255, -1, -1))
         if self.stretch_percentiles is not None:
             grey = _stretched(grey, *self.stretch_percentiles)
         height, width = self.size["height"], self.size["width"]
         if self.resize_mode == "squash":
-            return np.array(_resized(grey, height, width))  # (height, width)
+            return np.array(_resized(grey, height, width)), inverted  # (height, width)
         scale = min(height / grey.height, width / grey.width)
         inner = _resized(grey, max(1, round(grey.height * scale)), max(1, round(grey.width * scale)))
         padded = np.zeros((height, width), dtype=np.uint8)
         top, left = (height - inner.height) // 2, (width - inner.width) // 2
         padded[top : top + inner.height, left : left + inner.width] = np.asarray(inner)
-        return padded  # (height, width)
+        return padded, inverted  # (height, width)
 
     def to_pixel_values(self, prepared: torch.Tensor) -> torch.Tensor:
         """Standardise prepared images and repeat them on three channels.

@@ -31,10 +31,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, PngImagePlugin, UnidentifiedImageError
 
 from .errors import InputError
+from .radiograph import PHANTOM_MARK as PHANTOM_MARK
+from .radiograph import has_phantom_mark
 from .sex import SEX_INDEX, Sex, parse_sex
-
-#: Written into every PNG made here (text chunks ``Description`` and ``Software``) and into ``image.info``.
-PHANTOM_MARK = "boneage-hf drawn phantom, not a radiograph"
 
 #: Ages ``draw`` accepts, months; the range covers every radiograph of the RSNA challenge.
 MIN_AGE_MONTHS, MAX_AGE_MONTHS = 0.0, 240.0
@@ -223,7 +222,7 @@ def is_phantom(source: str | os.PathLike[str] | bytes) -> bool:
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return PHANTOM_MARK in (image.info.get("Description"), image.info.get("Software"))
+            return has_phantom_mark(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError):
         # PIL's own message holds the file name, which may name a patient.
         raise InputError("the file cannot be opened as an image: give a PNG, JPEG or TIFF file.") from None

@@ -13,12 +13,18 @@ from .errors import InputError
 from .image_processing_boneage import BoneAgeImageProcessor
 from .interval_boneage import interval_months
 from .modeling_boneage import BoneAgeModel, BoneAgeOutput
-from .radiograph import Radiograph, read
+from .quality import Quality, RefusedError, inspect, judge, refuse
+from .radiograph import Radiograph, colour_share, has_phantom_mark, read
 from .sex import SEX_INDEX, SEXES, Sex, parse_sex
 
 
 def predict_batch(
-    model: BoneAgeModel, pixel_values: torch.Tensor, *, sex: torch.Tensor | None, flip_average: bool | None = None
+    model: BoneAgeModel,
+    pixel_values: torch.Tensor,
+    *,
+    sex: torch.Tensor | None,
+    flip_average: bool | None = None,
+    output_features: bool = False,
 ) -> BoneAgeOutput:
     """The forward pass that every prediction of this package goes through.
 
@@ -28,17 +34,19 @@ def predict_batch(
         sex: (B,) integers, 0 female and 1 male, or None for a model that does not use sex.
         flip_average: average bone age and attention with those of the mirrored image (mirrored back); None does what
             the checkpoint's config says.
+        output_features: also return the feature maps of the image as it stands.
 
     Returns:
-        `bone_age_months` (B,) and `attention` (B, h, w).
+        `bone_age_months` (B,), `attention` (B, h, w) and, if asked for, `features` (B, C, h, w).
     """
-    output: BoneAgeOutput = model(pixel_values=pixel_values, sex=sex)
+    output: BoneAgeOutput = model(pixel_values=pixel_values, sex=sex, output_features=output_features)
     if not (model.config.flip_average if flip_average is None else flip_average):
         return output
     mirrored = model(pixel_values=pixel_values.flip(-1), sex=sex)
     return BoneAgeOutput(
         bone_age_months=(output.bone_age_months + mirrored.bone_age_months) / 2,
         attention=(output.attention + mirrored.attention.flip(-1)) / 2,
+        features=output.features,
     )
 
 
@@ -57,10 +65,12 @@ class BoneAgePipeline(Pipeline):
 
     * `bone_age_months` (`float`), `interval_months` (`[low, high]`, or `None` where the checkpoint has none;
       90 %, see `interval_boneage.py` for what that means),
-    * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if not given).
+    * `attention` (`np.ndarray` (h, w), float32, raw values in (0, 1)) and `sex` (`str`, or `None` if not given),
+    * `quality` (`Quality`: the checks that the image passed, warnings, and what was put right; `None` if turned off).
+      The attention belongs to the image as `quality.put_right` gives it.
 
     Options of a call: `sex` (`"female"` or `"male"`, or one per image), `flip_average` (`bool`; by
-    default what the checkpoint's config says), `batch_size`.
+    default what the checkpoint's config says), `check_quality` (`bool`, default `True`), `batch_size`.
     """
 
     model: BoneAgeModel
@@ -72,14 +82,20 @@ class BoneAgePipeline(Pipeline):
     _load_tokenizer = False  # type: ignore[assignment]
 
     def _sanitize_parameters(
-        self, sex: str | None = None, flip_average: bool | None = None, **unknown: Any
+        self,
+        sex: str | None = None,
+        flip_average: bool | None = None,
+        check_quality: bool | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         if unknown:
             raise InputError(
-                f"The bone-age pipeline has no option {', '.join(sorted(unknown))}; it has sex, flip_average and "
-                "batch_size."
+                f"The bone-age pipeline has no option {', '.join(sorted(unknown))}; it has sex, flip_average, "
+                "check_quality and batch_size."
             )
-        preprocess = {} if sex is None else {"sex": sex}
+        preprocess: dict[str, Any] = {} if sex is None else {"sex": sex}
+        if check_quality is not None:
+            preprocess["check_quality"] = check_quality
         forward = {} if flip_average is None else {"flip_average": flip_average}
         return preprocess, forward, {}
 
@@ -88,6 +104,7 @@ class BoneAgePipeline(Pipeline):
 
         Raises:
             InputError: an image cannot be read, or sex is missing where the model needs it or is not one of the two.
+            RefusedError: an InputError with all checks in `quality`: the quality gate refuses an image.
         """
         if hasattr(inputs, "features") and hasattr(inputs, "column_names"):
             if sex is not None:
@@ -106,13 +123,17 @@ class BoneAgePipeline(Pipeline):
         pairs = [{"image": image, "sex": parse_sex(value)} for image, value in zip(inputs, sex, strict=True)]
         return super().__call__(pairs, **kwargs) if pairs else []
 
-    def preprocess(self, image: Any, sex: str | None = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """One image -> `pixel_values` (1, 3, S, S) and, where it is known, `sex` (1,)"""
+    def preprocess(  # type: ignore[override]
+        self, image: Any, sex: str | None = None, check_quality: bool = True
+    ) -> dict[str, Any]:
+        """One image -> `pixel_values` (1, 3, S, S), `sex` (1,; -1 if not known) and what is `known` of it."""
         if isinstance(image, _Row):
             try:
-                return self.preprocess({"image": image.image, "sex": image.sex} if image.sex else image.image)
+                row = {"image": image.image, "sex": image.sex} if image.sex else image.image
+                answer = self.preprocess(row, check_quality=check_quality)
+                return answer | {"known": replace(answer["known"], row=image.number)}
             except InputError as error:
-                raise InputError(f"Row {image.number} of the table: {error}") from None
+                raise _in_row(image.number, error) from None
         if isinstance(image, Mapping):
             if "image" not in image:
                 raise InputError('An input given as a dict needs the key "image" (and "sex").')
@@ -124,11 +145,20 @@ class BoneAgePipeline(Pipeline):
             raise InputError('This model needs the child\'s sex: pass sex="female" or sex="male".')
         if not isinstance(image, Radiograph | Image.Image | np.ndarray):
             image = read(image)
-        if isinstance(image, Radiograph):
-            image = image.image
-        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        radiograph = image if isinstance(image, Radiograph) else None
+        if radiograph is not None:
+            image = radiograph.image
+        prepared, inverted = self.image_processor.prepare_and_tell(image)
+        quality = None
+        if check_quality:
+            quality = _inspected(image, radiograph, inverted=inverted, image_size=self.model.config.image_size)
+            refuse(quality)
         # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.
-        return {"pixel_values": pixel_values, "sex": torch.tensor([-1 if sex is None else SEX_INDEX[sex]])}
+        return {
+            "pixel_values": self.image_processor.to_pixel_values(torch.from_numpy(prepared)[None]),
+            "sex": torch.tensor([-1 if sex is None else SEX_INDEX[sex]]),
+            "known": _Known(quality),
+        }
 
     def _forward(self, model_inputs: Any, flip_average: bool | None = None) -> Any:  # type: ignore[override]
         sex = model_inputs["sex"]
@@ -138,9 +168,21 @@ class BoneAgePipeline(Pipeline):
             sex=sex if self.model.config.uses_sex else None,
             flip_average=flip_average,
         )
-        return {"bone_age_months": output.bone_age_months, "attention": output.attention, "sex": sex}
+        return {
+            "bone_age_months": output.bone_age_months,
+            "attention": output.attention,
+            "sex": sex,
+            "known": model_inputs["known"],
+        }
 
     def postprocess(self, model_outputs: Any) -> dict[str, Any]:  # type: ignore[override]
+        known: _Known = model_outputs["known"]
+        quality = None if known.quality is None else judge(known.quality)
+        if quality is not None:
+            try:
+                refuse(quality)
+            except InputError as error:
+                raise error if known.row is None else _in_row(known.row, error) from None
         sex = int(model_outputs["sex"][0])
         months = float(model_outputs["bone_age_months"][0])
         interval = self.model.config.interval
@@ -149,6 +191,7 @@ class BoneAgePipeline(Pipeline):
             "interval_months": None if interval is None else [float(end) for end in interval_months(months, interval)],
             "attention": model_outputs["attention"][0].float().numpy(),
             "sex": None if sex < 0 else SEXES[sex],
+            "quality": quality,
         }
 
     def predict_table(
@@ -159,6 +202,7 @@ class BoneAgePipeline(Pipeline):
         sex_column: str | None = "sex",
         batch_size: int = 16,
         flip_average: bool | None = None,
+        check_quality: bool = True,
     ) -> Any:
         """A pandas table in, the same out with `predicted_months`, `interval_low_months`, `interval_high_months`.
 
@@ -168,7 +212,8 @@ class BoneAgePipeline(Pipeline):
             sex_column: column of `"female"` / `"male"`; None only for a model that does not use sex.
 
         Raises:
-            InputError: a column is missing, or a row's image or sex cannot be used (the row is named by its position).
+            InputError: a column is missing, or a row's image or sex cannot be used (the row is named by its position),
+                also if the quality gate refuses the image (RefusedError).
         """
         missing = [name for name in (image_column, sex_column) if name is not None and name not in table.columns]
         if missing:
@@ -182,7 +227,7 @@ class BoneAgePipeline(Pipeline):
                     rows[position] = replace(rows[position], sex=parse_sex(value))
                 except InputError as error:
                     raise InputError(f"Row {position + 1} of the table: {error}") from None
-        answers = self(rows, batch_size=batch_size, flip_average=flip_average)
+        answers = self(rows, batch_size=batch_size, flip_average=flip_average, check_quality=check_quality)
         intervals = [answer["interval_months"] or [np.nan, np.nan] for answer in answers]
         result = table.copy()
         # As float64 so that a table without rows has columns of numbers too.
@@ -190,6 +235,31 @@ class BoneAgePipeline(Pipeline):
         result["interval_low_months"] = np.array([low for low, _ in intervals], dtype=np.float64)
         result["interval_high_months"] = np.array([high for _, high in intervals], dtype=np.float64)
         return result
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of one image beside its tensors: its quality so far, and its row of a table (from 1)."""
+
+    quality: Quality | None
+    row: int | None = None
+
+
+def _in_row(number: int, error: InputError) -> InputError:
+    message = f"Row {number} of the table: {error}"
+    return RefusedError(message, error.quality) if isinstance(error, RefusedError) else InputError(message)
+
+
+def _inspected(
+    image: Image.Image | np.ndarray, radiograph: Radiograph | None, *, inverted: bool, image_size: int
+) -> Quality:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.squeeze(image))
+    if radiograph is not None:
+        share, drawn = radiograph.colour_share, radiograph.drawn_phantom
+    else:
+        share, drawn = colour_share(picture) or 0.0, has_phantom_mark(picture)
+    grey = picture.convert("L")
+    return inspect(grey, image_size=image_size, colour_share=share, inverted=inverted, drawn_phantom=drawn)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def encoded(grey: np.ndarray, image_format: str = "PNG") -> bytes:
 
 def test_an_answer_has_months_interval_attention_and_sex(pipe: BoneAgePipeline) -> None:
     answer = pipe(HAND, sex="male")
-    assert set(answer) == {"bone_age_months", "interval_months", "attention", "sex"}
+    assert set(answer) == {"bone_age_months", "interval_months", "attention", "sex", "quality"}
     assert isinstance(answer["bone_age_months"], float)
     assert answer["interval_months"] is None  # this checkpoint has no interval
     assert (answer["attention"].shape, answer["attention"].dtype) == ((2, 2), np.float32)

@@ -36,7 +36,7 @@ COMMANDS = (
 # --- who may import whom --------------------------------------------------------------------------------------------
 
 BASE = {"errors", "sex"}
-LAID_ON = BASE | {"interval_boneage", "correction_boneage"}
+LAID_ON = BASE | {"interval_boneage", "correction_boneage", "quality"}
 CONFIGURATION = LAID_ON | {"configuration_boneage"}
 MODEL = CONFIGURATION | {"backbones_boneage", "modeling_boneage"}
 #: The files that a checkpoint carries to the Hub.
@@ -45,13 +45,13 @@ TRAVELLING = {
     "sex": {"errors"},
     "interval_boneage": {"errors"},
     "correction_boneage": {"errors", "interval_boneage"},
+    "quality": BASE,
     "configuration_boneage": LAID_ON,
     "radiograph": CONFIGURATION,
     "image_processing_boneage": CONFIGURATION,
-    "quality": CONFIGURATION,
     "backbones_boneage": CONFIGURATION,
     "modeling_boneage": CONFIGURATION | {"backbones_boneage"},
-    "pipeline_boneage": MODEL | {"radiograph", "image_processing_boneage", "quality"},
+    "pipeline_boneage": MODEL | {"radiograph", "image_processing_boneage"},
 }
 TRAVELS = set(TRAVELLING)
 LEAF = BASE | {"radiograph"}
