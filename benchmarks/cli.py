@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     protocols.set_defaults(run=_protocols)
 
     speed = commands.add_parser("speed", help="how long a checkpoint or the training loop takes on this machine")
-    speed.add_argument("checkpoint", nargs="?", help='folder, Hub id, or "default"; with --out')
-    speed.add_argument("--out", type=Path, metavar="DIR", help="gets speed.csv and manifest.json")
+    speed.add_argument("checkpoint", nargs="*", help='folders, Hub ids, or "default"; with --out')
+    speed.add_argument("--out", type=Path, metavar="DIR", help="gets a table and manifest.json")
     speed.add_argument("--repeats", type=int, default=20, help="timed calls of each kind (default: %(default)s)")
     speed.add_argument("--no-peers", action="store_true", help="leave out the networks of peers")
     speed.add_argument("--training", action="store_true", help="of the training loop, by image source")
@@ -224,8 +224,10 @@ def _add(arguments: argparse.Namespace) -> str:
 
 
 def _speed(arguments: argparse.Namespace) -> str:
-    if arguments.training == (arguments.checkpoint is not None) or (arguments.out is None) != arguments.training:
-        raise InputError("Give a checkpoint with --out DIR to time it, or --training alone to time the training loop.")
+    if arguments.training == bool(arguments.checkpoint) or (arguments.out is None and not arguments.training):
+        raise InputError(
+            "Give checkpoints with --out DIR to time them, or --training without one for the training loop."
+        )
     if not arguments.training:
         from .latency import measure_speed
 
@@ -236,7 +238,8 @@ def _speed(arguments: argparse.Namespace) -> str:
     from .speed import training_speed
 
     recipe = load_recipe(arguments.recipe, arguments.set)
-    return str(training_speed(recipe, steps=arguments.steps, mixed_precision=arguments.mixed_precision))
+    options = {"steps": arguments.steps, "mixed_precision": arguments.mixed_precision}
+    return str(training_speed(recipe, out=arguments.out, **options))
 
 
 def _polarity(arguments: argparse.Namespace) -> str:
