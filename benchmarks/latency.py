@@ -1,8 +1,8 @@
 """Seconds from file to months and of the network alone, memory, cold start, and what the networks of peers take.
 
-`boneage-benchmark speed CHECKPOINT ... --out DIR`. Peers' networks run with random weights: their speed does not depend
-on the values. They are stand-ins built from transformers' own classes at the published input size, without the peers'
-preprocessing, masks or heads, so their times are lower bounds.
+`boneage-benchmark speed CHECKPOINT ... --out DIR`. Peers' networks run with random weights: their speed does not
+depend on the values. They are stand-ins built from transformers' own classes at the published input size, without the
+peers' preprocessing, masks or heads, so their times are lower bounds.
 """
 
 import hashlib

@@ -253,19 +253,21 @@ def stress_checkpoint(
     }
     begun = _begun(out, subject)
     seconds = _predict_settings(pipe, rows, settings, begun=begun, out=out, batch_size=batch_size, progress=progress)
-    predictions = _read_predictions(out)
+    predictions = read_stress_predictions(out)
     references = pd.DataFrame({"id": ids, "reference_months": months})
     table = measure(predictions, references, settings=settings)
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     manifest = {
         **subject,
         "complete": True,
+        "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "unchanged_mae_months": float(table["unchanged_mae_months"].iloc[0]),
         "predictions_sha256": hashlib.sha256((out / _PREDICTIONS).read_bytes()).hexdigest(),
         "predictions_commit": begun["predictions_commit"],
         **seal(),
         "seconds": seconds,
     }
-    write_text(out / "stress.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(out / "stress.csv", text)
     write_bytes(out / "stress.png", _png(heat_map(table, settings=settings)))
     write_text(out / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
     files = tuple(out / name for name in (_PREDICTIONS, "stress.csv", "stress.png", _MANIFEST))
@@ -315,7 +317,7 @@ def _predict_settings(
     """
     seconds = dict(begun["seconds"])
     ids = list(rows["id"])
-    done = _read_predictions(out)
+    done = read_stress_predictions(out)
     parts = {name: part for name, part in done.groupby("setting", sort=False) if list(part["id"]) == ids}
     passes: list[tuple[str, Setting | None]] = [(UNCHANGED, None), *((setting.name, setting) for setting in settings)]
     missing = [(name, setting) for name, setting in passes if name not in parts]
@@ -364,7 +366,8 @@ def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def _read_predictions(out: Path) -> pd.DataFrame:
+def read_stress_predictions(out: Path) -> pd.DataFrame:
+    """`id`, `setting`, `predicted_months` as far as they are in the folder; raises `InputError` if damaged."""
     path = out / _PREDICTIONS
     if not path.is_file():
         return pd.DataFrame({"id": [], "setting": [], "predicted_months": []})
@@ -480,7 +483,7 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
                 axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
                 text = f"{value:+.2f}" if values is changes else f"{100 * value:.1f} %"
                 text += " n.s." if values is changes and p_values[setting.name] >= ALPHA else ""
-                ink = "white" if _luminance(colour) < 0.35 else "black"
+                ink = "white" if luminance(colour) < 0.35 else "black"
                 axis.text(place + 0.5, row + 0.36, setting.label, ha="center", va="center", fontsize=7, color=ink)
                 axis.text(
                     place + 0.5, row + 0.68, text, ha="center", va="center", fontsize=8, color=ink, weight="bold"
@@ -493,7 +496,7 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
     return figure
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def luminance(colour: tuple[float, ...]) -> float:
     """Relative luminance of an sRGB colour (ITU-R BT.709 weights), 0 black to 1 white."""
     linear = np.asarray(colour[:3]) ** 2.2
     return float(linear @ [0.2126, 0.7152, 0.0722])
