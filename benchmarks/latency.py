@@ -189,14 +189,15 @@ def peer_networks() -> Iterator[tuple[str, nn.Module, int]]:
     """
     from transformers import ConvNextV2Config, ConvNextV2Model, EfficientNetConfig, EfficientNetModel
 
-    def efficientnet(width: float, depth: float) -> nn.Module:
-        config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, image_size=512)
+    def efficientnet(width: float, depth: float, top: int) -> nn.Module:
+        # transformers scales all channels by the width but those of the last BatchNorm, whose default is B7's.
+        config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, hidden_dim=top, image_size=512)
         return EfficientNetModel(config).eval()
 
     torch.manual_seed(0)
     # Width and depth: table 1 and the scaling of Tan & Le, ICML 2019, arXiv:1905.11946.
-    yield "EfficientNet-B0, 512 px (Deeplasia's kind)", efficientnet(1.0, 1.0), 512
-    yield "EfficientNet-B4, 512 px (Deeplasia's kind)", efficientnet(1.4, 1.8), 512
+    yield "EfficientNet-B0, 512 px (Deeplasia's kind)", efficientnet(1.0, 1.0, 1280), 512
+    yield "EfficientNet-B4, 512 px (Deeplasia's kind)", efficientnet(1.4, 1.8, 1792), 512
     tiny = ConvNextV2Config(depths=[3, 3, 9, 3], hidden_sizes=[96, 192, 384, 768])
     yield (
         "three ConvNeXtV2-tiny, 512 px (ianpan's kind)",

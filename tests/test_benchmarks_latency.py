@@ -90,6 +90,16 @@ def test_the_networks_of_peers_have_the_published_number_of_weights() -> None:
     assert vgg == 20_589_601 - 2 * 512  # the statistics of BatchNorm are buffers
 
 
+@pytest.mark.slow
+def test_the_networks_of_peers_take_an_image() -> None:
+    """Counting weights alone did not show that EfficientNet's last layers were of two widths."""
+    for name, network, size in latency.peer_networks():
+        side = size if "VGG" in name else 64
+        with torch.inference_mode():
+            output = network(torch.zeros(1, 3, side, side))
+        assert output is not None, name
+
+
 @pytest.mark.parametrize(
     ("repeats", "batches", "message"), [(2, (1,), "3 or more"), (3, (), "1 or more"), (3, (0,), "1 or more")]
 )
