@@ -379,8 +379,10 @@ def attention_of_checkpoint(
     source = BUILTIN_BOXES if str(boxes) == "builtin" else Path(boxes)
     months = np.array([item.bone_age_months for item in items])
     counts = pd.Series([item.split for item in items]).value_counts()
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     manifest = {
         "task": "attention",
+        "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "checkpoint": public_name(checkpoint),
         "revision": checkpoint_revision(pipe),
         "n": len(items),
@@ -397,7 +399,7 @@ def attention_of_checkpoint(
         **seal(),
     }
     try:
-        write_text(out / "attention.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        write_text(out / "attention.csv", text)
         write_bytes(out / "attention.png", _png(draw(items, table)))
         write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
@@ -473,7 +475,7 @@ def draw(items: Sequence[BoxedMap], table: pd.DataFrame) -> "Figure":
         axis.set(title=f"{THIRDS[index]}, {span}, n = {len(members)}", xticks=[], yticks=[])
     upper.colorbar(shown, ax=axes, label="mean share of the map's energy per cell", fraction=0.02)
     upper.suptitle("Mean attention map by age third; boxes: mean place and size of a region's box", fontsize=10)
-    _draw_shares(lower, table)
+    draw_shares(lower, table)
     return figure
 
 
@@ -487,7 +489,7 @@ _MARKS = {
 }
 
 
-def _draw_shares(figure: Any, table: pd.DataFrame) -> None:
+def draw_shares(figure: Any, table: pd.DataFrame) -> None:
     """Shares by region of unseen radiographs, left, and of all boxes by part and third, right; half a cell."""
     half = table[table["tolerance_cells"] == 0.5]
     unseen = half.query("part == 'unseen' and third == 'all'")

@@ -28,7 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="boneage-benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    report = commands.add_parser("report", help="write report.md, report.html and report.csv")
+    report = commands.add_parser("report", help="write report.md, report.html, report.csv and the pictures")
+    report.add_argument("results", type=Path, nargs="*", metavar="RESULT", help="folders beside those of the package")
+    report.add_argument("--data", type=Path, metavar="PREPARED", help="make the paired tests that no folder holds")
     report.add_argument(
         "--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="default: %(default)s"
     )
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="test systems against each other on the same images")
     compare.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="result folders, two or more")
     compare.add_argument("--data", type=Path, required=True, metavar="PREPARED", help="folder of `boneage prepare`")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="gets comparison.csv and manifest.json, for `report`")
     compare.set_defaults(run=_compare)
 
     check = commands.add_parser("check", help="check every table and result folder")
@@ -83,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     protocols.set_defaults(run=_protocols)
 
     speed = commands.add_parser("speed", help="how long a checkpoint or the training loop takes on this machine")
-    speed.add_argument("checkpoint", nargs="?", help='folder, Hub id, or "default"; with --out')
-    speed.add_argument("--out", type=Path, metavar="DIR", help="gets speed.csv and manifest.json")
+    speed.add_argument("checkpoint", nargs="*", help='folders, Hub ids, or "default"; with --out')
+    speed.add_argument("--out", type=Path, metavar="DIR", help="gets a table and manifest.json")
     speed.add_argument("--repeats", type=int, default=20, help="timed calls of each kind (default: %(default)s)")
     speed.add_argument("--no-peers", action="store_true", help="leave out the networks of peers")
     speed.add_argument("--training", action="store_true", help="of the training loop, by image source")
@@ -138,11 +141,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(arguments: argparse.Namespace) -> str:
+    from .findings import load_findings
     from .measured import load_measured
     from .report import write_report
+    from .results_folder import result_folders
 
+    # Rows of another table than the package's have their folders elsewhere.
+    folders = [*(result_folders() if arguments.measured is None else []), *arguments.results]
+    findings = load_findings(folders, data=arguments.data)
     try:
-        files = write_report(arguments.out, measured=load_measured(arguments.measured))
+        files = write_report(arguments.out, measured=load_measured(arguments.measured), findings=findings)
     except OSError as error:
         raise InputError(f"the report cannot be written ({error.strerror}); give another folder with --out.") from None
     return "\n".join(f"wrote {file}" for file in files)
@@ -184,22 +192,26 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> str:
-    from .compare import compare_folders
+    from .compare import compare_folders, write_comparison
 
-    return str(compare_folders(arguments.results, arguments.data))
+    found = compare_folders(arguments.results, arguments.data)
+    files = write_comparison(found, arguments.out) if arguments.out is not None else ()
+    return "\n".join([str(found), *(f"wrote {file}" for file in files)])
 
 
 def _check(arguments: argparse.Namespace) -> str:
+    from .findings import check_findings
     from .measured import load_measured
     from .registry import load_published, load_reference_table
-    from .results_folder import check_results, result_folders
+    from .results_folder import result_folders
 
     published, printed, measured = load_published(), load_reference_table(), load_measured(arguments.measured)
     # Rows of another table than the package's have their folders elsewhere.
     rows = measured if arguments.measured is None and not arguments.results else ()
-    results = check_results(arguments.results or result_folders(), rows=rows, data=arguments.data)
+    folders = arguments.results or result_folders()
+    check_findings(folders, rows=rows, data=arguments.data)
     return (
-        f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows and {len(results)} "
+        f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows and {len(folders)} "
         "result folders are in order."
     )
 
@@ -228,8 +240,10 @@ def _add(arguments: argparse.Namespace) -> str:
 
 
 def _speed(arguments: argparse.Namespace) -> str:
-    if arguments.training == (arguments.checkpoint is not None) or (arguments.out is None) != arguments.training:
-        raise InputError("Give a checkpoint with --out DIR to time it, or --training alone to time the training loop.")
+    if arguments.training == bool(arguments.checkpoint) or (arguments.out is None and not arguments.training):
+        raise InputError(
+            "Give checkpoints with --out DIR to time them, or --training without one for the training loop."
+        )
     if not arguments.training:
         from .latency import measure_speed
 
@@ -240,7 +254,8 @@ def _speed(arguments: argparse.Namespace) -> str:
     from .speed import training_speed
 
     recipe = load_recipe(arguments.recipe, arguments.set)
-    return str(training_speed(recipe, steps=arguments.steps, mixed_precision=arguments.mixed_precision))
+    options = {"steps": arguments.steps, "mixed_precision": arguments.mixed_precision}
+    return str(training_speed(recipe, out=arguments.out, **options))
 
 
 def _polarity(arguments: argparse.Namespace) -> str:

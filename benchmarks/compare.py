@@ -1,18 +1,33 @@
 """Compare systems on the same images: every pair tested, a rank only where the tests support it."""
 
+import csv
+import dataclasses
+import hashlib
+import io
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from boneage_hf.errors import InputError
+from boneage_hf.files import write_text
 
+from .measured import to_csv
+from .provenance import seal
 from .results_folder import Result, load_result, matched_errors
 from .run import load_test_set
 from .statistics import ALPHA, PairedDifference, holm, n_needed, paired_bootstrap, wilcoxon
+
+#: Columns of `comparison.csv`, a row per pair.
+COLUMNS = (
+    *("better", "other", "difference_months", "difference_low_months", "difference_high_months"),
+    *("wilcoxon_p", "holm_p", "distinguishable", "n_needed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +53,16 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One system; `rank` is None unless it is distinguishable from every other one that has not seen the test."""
+    """One system; `rank` is None unless it is distinguishable from every other one that has not seen the test.
+
+    `predictions_sha256` is that of its prediction file, or "" where errors came from elsewhere.
+    """
 
     system: str
     mae_months: float
     rank: int | None
     leakage: str
+    predictions_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,11 @@ class Comparison:
     n: int
     standings: tuple[Standing, ...]
     pairs: tuple[Pair, ...]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of the prediction files that are compared."""
+        return frozenset(standing.predictions_sha256 for standing in self.standings)
 
     def __str__(self) -> str:
         """Text for a terminal."""
@@ -67,9 +91,9 @@ class Comparison:
             lines += [
                 "",
                 f"{pair.better} - {pair.other}: {difference.difference_months:.2f} months, 95 % "
-                f"[{difference.low_months:.2f}, {difference.high_months:.2f}]; Wilcoxon p {_p(pair.p_value)}, "
-                f"with Holm {_p(pair.p_holm)}",
-                f"  {_verdict(pair, self.n)}",
+                f"[{difference.low_months:.2f}, {difference.high_months:.2f}]; Wilcoxon p {p_text(pair.p_value)}, "
+                f"with Holm {p_text(pair.p_holm)}",
+                f"  {verdict(pair, self.n)}",
             ]
         return "\n".join(lines)
 
@@ -127,7 +151,11 @@ def compare_folders(folders: Sequence[str | Path], data: str | Path) -> Comparis
     Raises:
         InputError: protocols differ, or a folder or the data set is not in order; the message names which.
     """
-    results = [load_result(folder) for folder in folders]
+    return compare_results([load_result(folder) for folder in folders], data)
+
+
+def compare_results(results: Sequence[Result], data: str | Path) -> Comparison:
+    """As [`compare_folders`], of folders that were read."""
     for result in results[1:]:
         if result.protocol != results[0].protocol:
             raise InputError(
@@ -137,12 +165,95 @@ def compare_folders(folders: Sequence[str | Path], data: str | Path) -> Comparis
     if not results:
         raise InputError("a comparison needs two systems or more; give result folders.")
     references = load_test_set(results[0].protocol, data).references
-    names = _names(results)
-    return compare_errors(
-        {name: matched_errors(result, references) for name, result in zip(names, results, strict=True)},
+    named = dict(zip(_names(results), results, strict=True))
+    found = compare_errors(
+        {name: matched_errors(result, references) for name, result in named.items()},
         protocol=results[0].protocol.name,
-        leakages={name: result.leakage for name, result in zip(names, results, strict=True)},
+        leakages={name: result.leakage for name, result in named.items()},
     )
+    standings = tuple(
+        dataclasses.replace(standing, predictions_sha256=named[standing.system].metrics["predictions_sha256"])
+        for standing in found.standings
+    )
+    return dataclasses.replace(found, standings=standings)
+
+
+def write_comparison(comparison: Comparison, out: Path) -> tuple[Path, Path]:
+    """Write `comparison.csv`, a row per pair, and `manifest.json` with the standings: figures only, no label.
+
+    Raises:
+        InputError: the folder holds something else or cannot be written.
+    """
+    if out.exists() and (
+        not out.is_dir() or {path.name for path in out.iterdir()} - {"comparison.csv", "manifest.json"}
+    ):
+        raise InputError("--out holds files that are no comparison; name another folder.")
+    rows = [
+        {
+            "better": pair.better,
+            "other": pair.other,
+            "difference_months": pair.difference.difference_months,
+            "difference_low_months": pair.difference.low_months,
+            "difference_high_months": pair.difference.high_months,
+            "wilcoxon_p": pair.p_value,
+            "holm_p": pair.p_holm,
+            "distinguishable": "true" if pair.distinguishable else "false",
+            "n_needed": pair.n_needed,
+        }
+        for pair in comparison.pairs
+    ]
+    table = to_csv(COLUMNS, rows)
+    manifest = {
+        "task": "comparison",
+        "protocol": comparison.protocol,
+        "n": comparison.n,
+        "standings": [dataclasses.asdict(standing) for standing in comparison.standings],
+        "table_sha256": hashlib.sha256(table.encode()).hexdigest(),
+        **seal(),
+    }
+    files = (out / "comparison.csv", out / "manifest.json")
+    try:
+        write_text(files[0], table)
+        write_text(files[1], json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"the comparison cannot be written ({error.strerror}); give another --out.") from None
+    return files
+
+
+def comparison_of(manifest: Mapping[str, Any], table: str) -> Comparison:
+    """The comparison that [`write_comparison`] wrote, from the content of its two files.
+
+    Raises:
+        InputError: a field or a column is missing or no number.
+    """
+    rows = list(csv.DictReader(io.StringIO(table)))
+    try:
+        n = int(manifest["n"])
+        standings = tuple(Standing(**fields) for fields in manifest["standings"])
+        pairs = tuple(
+            Pair(
+                better=row["better"],
+                other=row["other"],
+                difference=PairedDifference(
+                    n=n,
+                    difference_months=float(row["difference_months"]),
+                    low_months=float(row["difference_low_months"]),
+                    high_months=float(row["difference_high_months"]),
+                ),
+                p_value=float(row["wilcoxon_p"]),
+                p_holm=float(row["holm_p"]),
+                distinguishable=row["distinguishable"] == "true",
+                n_needed=int(row["n_needed"]) if row["n_needed"] else None,
+            )
+            for row in rows
+        )
+        found = Comparison(protocol=manifest["protocol"], n=n, standings=standings, pairs=pairs)
+    except (KeyError, TypeError, ValueError):
+        raise InputError("the comparison is damaged; compare again.") from None
+    names = {standing.system for standing in standings}
+    if {name for pair in pairs for name in (pair.better, pair.other)} != names:
+        raise InputError("the pairs of the comparison are not those of its systems; compare again.")
+    return found
 
 
 def _names(results: Sequence[Result]) -> list[str]:
@@ -164,12 +275,14 @@ def _rank_sum(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.sign(gained) * scipy.stats.rankdata(np.abs(gained))).sum())
 
 
-def _verdict(pair: Pair, n: int) -> str:
+def verdict(pair: Pair, n: int, *, better: str | None = None) -> str:
+    """Which of a pair is better, or at how many images that would be known; `better` names it otherwise."""
     if pair.distinguishable:
-        return f"{pair.better} is better"
+        return f"{better or pair.better} is better"
     needed = "no difference was observed" if pair.n_needed is None else f"n needed for this mean: {pair.n_needed}"
     return f"not distinguishable at n = {n} ({needed})"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """ "= 0.0123", or "< 0.0001"."""
     return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"

@@ -1,10 +1,11 @@
 """Seconds from file to months and of the network alone, memory, cold start, and what the networks of peers take.
 
-`boneage-benchmark speed CHECKPOINT --out DIR`. Peers' networks run with random weights: their speed does not depend on
-the values. They are stand-ins built from transformers' own classes at the published input size, without the peers'
-preprocessing, masks or heads, so their times are lower bounds.
+`boneage-benchmark speed CHECKPOINT ... --out DIR`. Peers' networks run with random weights: their speed does not
+depend on the values. They are stand-ins built from transformers' own classes at the published input size, without the
+peers' preprocessing, masks or heads, so their times are lower bounds.
 """
 
+import hashlib
 import json
 import statistics
 import subprocess
@@ -53,7 +54,8 @@ class Speed:
 
     Attributes:
         table: columns as in `COLUMNS`.
-        manifest: what the figures rest on, with `peak_gflop_per_second`, `cold_start_seconds`, `peak_memory_mb`.
+        manifest: what the figures rest on, with `peak_gflop_per_second` and, per checkpoint, revision and `cold_start`
+            (`seconds`, `peak_memory_mb`).
         files: what was written.
     """
 
@@ -65,17 +67,20 @@ class Speed:
         shown = self.table[
             ["system", "what", "batch", "precision", "threads", "median_ms", "p95_ms", "gflop_per_image"]
         ]
-        start = self.manifest["cold_start"]
         lines = [
             shown.to_string(index=False, na_rep="-", float_format="{:.1f}".format),
-            f"cold start to the first answer {start['seconds']:.1f} s, peak memory {start['peak_memory_mb']:.0f} MB",
+            *(
+                f"{one['checkpoint']}: cold start to the first answer {one['cold_start']['seconds']:.1f} s, peak "
+                f"memory {one['cold_start']['peak_memory_mb']:.0f} MB"
+                for one in self.manifest["checkpoints"]
+            ),
             *(f"wrote {path}" for path in self.files),
         ]
         return "\n".join(lines)
 
 
 def measure_speed(
-    checkpoint: str,
+    checkpoints: Sequence[str],
     *,
     out: Path,
     repeats: int = 20,
@@ -83,10 +88,10 @@ def measure_speed(
     peers: bool = True,
     progress: bool = True,
 ) -> Speed:
-    """Time a checkpoint, and in the same run the networks of peers, on this machine's CPU.
+    """Time checkpoints, and in the same run the networks of peers, on this machine's CPU.
 
     Args:
-        checkpoint: folder, Hub id or `"default"`.
+        checkpoints: each a folder, a Hub id or `"default"`; at least one.
         out: gets `speed.csv` and `manifest.json`.
         repeats: timed calls of each kind, after two that warm up; slow ones get a fifth, but 3 at least.
         batches: batch sizes of the network alone.
@@ -99,8 +104,11 @@ def measure_speed(
         raise InputError(f"The number of repeats must be 3 or more, not {repeats}: a median needs them.")
     if not batches or min(batches) < 1:
         raise InputError("Batch sizes must be 1 or more.")
-    pipe = load_pipeline(checkpoint, device="cpu")
-    name, all_threads = public_name(checkpoint), torch.get_num_threads()
+    names = [public_name(checkpoint) for checkpoint in checkpoints]
+    if not names or len(set(names)) < len(names):
+        raise InputError("Name one checkpoint or more, each once and under a name of its own.")
+    pipes = {name: load_pipeline(source, device="cpu") for name, source in zip(names, checkpoints, strict=True)}
+    all_threads = torch.get_num_threads()
     peak = {
         (precision, threads): matmul_peak(dtype, threads=threads)
         for precision, dtype in _PRECISIONS.items()
@@ -126,7 +134,7 @@ def measure_speed(
         rows.append(dict(zip(COLUMNS, (*setting, *found), strict=True)))
 
     networks: list[tuple[str, nn.Module, int, tuple[int, ...]]] = [
-        (name, pipe.model, pipe.model.config.image_size, tuple(batches))
+        (name, pipe.model, pipe.model.config.image_size, tuple(batches)) for name, pipe in pipes.items()
     ]
     if peers:
         networks += [(peer, network, size, (1,)) for peer, network, size in peer_networks()]
@@ -138,8 +146,9 @@ def measure_speed(
         for batch in sizes
     ]
     gflops = {system: gflop_per_image(_call(network, size, 1)) for system, network, size, _ in networks}
-    with tqdm(total=len(settings) + 2, desc="speed", unit="setting", disable=not progress) as bar:
-        for what, content in _files().items():
+    reads = [(name, pipe, what, content) for name, pipe in pipes.items() for what, content in _files().items()]
+    with tqdm(total=len(settings) + len(reads), desc="speed", unit="setting", disable=not progress) as bar:
+        for name, pipe, what, content in reads:
             with _threads(all_threads):
                 times = timed(_file_to_months(pipe, content), repeats=repeats)
             add(name, what, pipe.model.config.image_size, 1, "fp32", all_threads, times, None)
@@ -149,22 +158,24 @@ def measure_speed(
                 times = timed(_call(network, size, batch), repeats=repeats)
             add(system, "network", size, batch, precision, threads, times, gflops[system])
             bar.update()
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.4g", lineterminator="\n")
     manifest = {
-        "checkpoint": name,
-        "revision": checkpoint_revision(pipe),
+        "task": "speed",
+        "checkpoints": [
+            {"checkpoint": name, "revision": checkpoint_revision(pipes[name]), "cold_start": cold_start(source)}
+            for name, source in zip(names, checkpoints, strict=True)
+        ],
+        "table_sha256": hashlib.sha256(table.encode()).hexdigest(),
         "peak_gflop_per_second": {
             f"{precision}, {threads} threads": value for (precision, threads), value in peak.items()
         },
         "matmul_side": _MATMUL_SIDE,
-        "cold_start": cold_start(checkpoint),
         "file_size": list(FILE_SIZE),
         **seal(),
     }
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "speed.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+    write_text(out / "speed.csv", table)
     write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return Speed(table, manifest, (out / "speed.csv", out / "manifest.json"))
+    return Speed(pd.DataFrame(rows, columns=list(COLUMNS)), manifest, (out / "speed.csv", out / "manifest.json"))
 
 
 # --- what is timed --------------------------------------------------------------------------------------------------
@@ -178,14 +189,15 @@ def peer_networks() -> Iterator[tuple[str, nn.Module, int]]:
     """
     from transformers import ConvNextV2Config, ConvNextV2Model, EfficientNetConfig, EfficientNetModel
 
-    def efficientnet(width: float, depth: float) -> nn.Module:
-        config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, image_size=512)
+    def efficientnet(width: float, depth: float, top: int) -> nn.Module:
+        # transformers scales all channels by the width but those of the last BatchNorm, whose default is B7's.
+        config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, hidden_dim=top, image_size=512)
         return EfficientNetModel(config).eval()
 
     torch.manual_seed(0)
     # Width and depth: table 1 and the scaling of Tan & Le, ICML 2019, arXiv:1905.11946.
-    yield "EfficientNet-B0, 512 px (Deeplasia's kind)", efficientnet(1.0, 1.0), 512
-    yield "EfficientNet-B4, 512 px (Deeplasia's kind)", efficientnet(1.4, 1.8), 512
+    yield "EfficientNet-B0, 512 px (Deeplasia's kind)", efficientnet(1.0, 1.0, 1280), 512
+    yield "EfficientNet-B4, 512 px (Deeplasia's kind)", efficientnet(1.4, 1.8, 1792), 512
     tiny = ConvNextV2Config(depths=[3, 3, 9, 3], hidden_sizes=[96, 192, 384, 768])
     yield (
         "three ConvNeXtV2-tiny, 512 px (ianpan's kind)",

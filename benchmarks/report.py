@@ -1,21 +1,26 @@
-"""The comparison table as printed, the corrected one, one table per protocol: as Markdown, HTML and CSV.
+"""The report: the table as printed, the corrected one, one table per protocol, and all that was measured.
 
-The report holds no date and nothing of the machine: the same tables give the same bytes.
+It holds no date of its writing and nothing of the machine that wrote it: the same tables and result folders give the
+same bytes, pictures with the same version of matplotlib.
 """
 
-import html
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 
-from .measured import MeasuredResult, load_measured, rank, to_csv, write_text
-from .protocol import PROTOCOLS, Protocol
-from .registry import STATUSES, PrintedRow, PublishedResult, find, load_published, load_reference_table
+from boneage_hf.errors import InputError
 
-#: What a reader sees where a source gives no number.
-MISSING = "\N{EN DASH}"
+from .findings import Findings
+from .measured import MeasuredResult, load_measured, result_of, to_csv, write_text
+from .protocol import PROTOCOLS, Protocol
+from .provenance import seal
+from .registry import STATUSES, PrintedRow, PublishedResult, find, load_published, load_reference_table
+from .rendering import MISSING, Section, Table, to_html, to_markdown
+from .sections import measured_sections, rank_text
+
+__all__ = ["MISSING", "Section", "Table", "build_sections", "to_html", "to_markdown", "write_report"]
 
 #: Rows of the corrected table: those of the printed one, and where Deeplasia's second figure comes from.
 _CORRECTED = (
@@ -30,6 +35,7 @@ _CSV_COLUMNS = (
     "table",
     "system",
     "year",
+    "rank",
     "protocol",
     "data_set",
     "n",
@@ -49,53 +55,80 @@ _CSV_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """Text cells under column heads; `numeric` are the columns that are set flush right."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    heading: str
-    paragraphs: tuple[str, ...] = ()
-    table: Table | None = None
-    notes: tuple[str, ...] = ()
-
-
 def write_report(
     out: Path,
     *,
     published: Sequence[PublishedResult] | None = None,
     measured: Sequence[MeasuredResult] | None = None,
+    findings: Findings | None = None,
 ) -> list[Path]:
-    """Write `report.md`, `report.html` and `report.csv` into the folder `out`, each as a whole or not at all.
+    """Write `report.md`, `report.html`, `report.csv`, the pictures and `manifest.json` into the folder `out`.
+
+    Everything is drawn before anything is written.
+
+    Args:
+        findings: what result folders hold; runs without a measured row get one for this report.
 
     Returns:
-        The three files.
+        The files.
     """
     published = load_published() if published is None else published
     measured = load_measured() if measured is None else measured
+    findings = Findings() if findings is None else findings
+    measured = [*measured, *_rows_of(findings, measured)]
     printed = load_reference_table()
-    sections = build_sections(printed, published, measured)
-    files = {
-        out / "report.md": to_markdown(sections),
-        out / "report.html": to_html(sections),
-        out / "report.csv": build_csv(printed, published, measured),
+    sections = build_sections(printed, published, measured, findings)
+    drawn = {picture.name: picture.draw() for section in sections for picture in section.pictures}
+    content = {
+        "report.md": to_markdown(sections),
+        "report.html": to_html(sections, drawn),
+        "report.csv": build_csv(printed, published, measured, findings),
+        **{f"{name}.svg": svg for name, svg in drawn.items()},
     }
-    for path, text in files.items():
-        write_text(path, text)
-    return list(files)
+    manifest = {
+        "task": "report",
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in content.items()},
+        **seal(),
+    }
+    content["manifest.json"] = json.dumps(manifest, indent=2) + "\n"
+    _make_room(out, content)
+    for name, text in content.items():
+        write_text(out / name, text)
+    return [out / name for name in content]
+
+
+def _make_room(out: Path, names: Iterable[str]) -> None:
+    """Remove pictures of an earlier report that this one does not have.
+
+    Raises:
+        InputError: the folder holds something that is no report.
+    """
+    earlier = set(out.iterdir()) if out.is_dir() else set()
+    strangers = {path.name for path in earlier if path.suffix not in (".md", ".html", ".csv", ".svg", ".json")}
+    if strangers or (earlier and not (out / "report.md").is_file()):
+        raise InputError("--out holds files that are no report; name another folder.")
+    for path in earlier:
+        if path.suffix == ".svg" and path.name not in names:
+            path.unlink()
+
+
+def _rows_of(findings: Findings, measured: Sequence[MeasuredResult]) -> list[MeasuredResult]:
+    known = {row.predictions_sha256 for row in measured}
+    return [
+        result_of(run.metrics, system=run.system)
+        for run in findings.runs
+        if run.protocol.name in PROTOCOLS and run.metrics["predictions_sha256"] not in known
+    ]
 
 
 def build_sections(
-    printed: Sequence[PrintedRow], published: Sequence[PublishedResult], measured: Sequence[MeasuredResult]
+    printed: Sequence[PrintedRow],
+    published: Sequence[PublishedResult],
+    measured: Sequence[MeasuredResult],
+    findings: Findings | None = None,
 ) -> list[Section]:
-    """Everything the report says, before it is set as Markdown or HTML."""
+    """Everything the report says, before it is set as Markdown or HTML; pictures are drawn only when asked to."""
+    findings = Findings() if findings is None else findings
     used = {result.protocol for result in published} | {result.protocol for result in measured}
     return [
         Section(
@@ -108,9 +141,10 @@ def build_sections(
         ),
         _printed_section(printed),
         _corrected_section(published),
-        _measured_section(measured),
+        _measured_section(measured, findings),
+        *measured_sections(findings, measured, published),
         *(
-            _protocol_section(protocol, published, measured)
+            _protocol_section(protocol, published, measured, findings)
             for protocol in PROTOCOLS.values()
             if protocol.name in used
         ),
@@ -173,7 +207,8 @@ def _corrected_section(published: Sequence[PublishedResult]) -> Section:
     return Section("The same table, corrected", (), table, notes)
 
 
-def _measured_section(measured: Sequence[MeasuredResult]) -> Section:
+def _measured_section(measured: Sequence[MeasuredResult], findings: Findings) -> Section:
+    leakages = {run.metrics["predictions_sha256"]: run.leakage for run in findings.runs}
     heading = "Measured by this project"
     if not measured:
         return Section(
@@ -189,6 +224,7 @@ def _measured_section(measured: Sequence[MeasuredResult]) -> Section:
         "Bias",
         "R2",
         "Within 12 months",
+        "Leakage",
         "Flip average",
         "Checkpoint",
         "Predictions (sha256)",
@@ -205,6 +241,7 @@ def _measured_section(measured: Sequence[MeasuredResult]) -> Section:
             _interval(result, "bias_months"),
             _interval(result, "r2"),
             _interval(result, "within_12_months"),
+            leakages.get(result.predictions_sha256, MISSING),
             "yes" if result.flip_average else "no",
             _checkpoint(result),
             f"{result.predictions_sha256[:12]}...",
@@ -220,18 +257,23 @@ def _measured_section(measured: Sequence[MeasuredResult]) -> Section:
 
 
 def _protocol_section(
-    protocol: Protocol, published: Sequence[PublishedResult], measured: Sequence[MeasuredResult]
+    protocol: Protocol,
+    published: Sequence[PublishedResult],
+    measured: Sequence[MeasuredResult],
+    findings: Findings,
 ) -> Section:
     cited = sorted(
         (result for result in published if result.protocol == protocol.name),
         key=lambda result: (result.year or 0, result.system),
     )
-    own = [result for result in measured if result.protocol == protocol.name]
-    ranked = rank([result for result in own if result.same_ground_truth])
-    unranked = [result for result in own if not result.same_ground_truth]
-    places = {result.system: str(place) for place, result in enumerate(ranked, start=1)} if len(ranked) > 1 else {}
+    own = sorted(
+        (result for result in measured if result.protocol == protocol.name),
+        key=lambda result: (not result.same_ground_truth, result.values["mae_months"][0]),
+    )
+    several = sum(result.same_ground_truth for result in own) > 1
+    ranks = _ranks(own, findings, protocol)
     columns: tuple[str, ...] = (
-        "Place",
+        "Rank",
         "System",
         "Year",
         "MAE",
@@ -244,7 +286,7 @@ def _protocol_section(
     )
     rows: list[tuple[str, ...]] = [
         (
-            places.get(result.system, MISSING),
+            ranks.get(result.predictions_sha256, MISSING),
             result.system,
             result.date[:4],
             _interval(result, "mae_months"),
@@ -253,9 +295,9 @@ def _protocol_section(
             MISSING,
             result.status,
             _checkpoint(result),
-            "" if result.same_ground_truth else "version of the ground truth not shown: no place",
+            "" if result.same_ground_truth else "version of the ground truth not shown: no rank",
         )
-        for result in (*ranked, *unranked)
+        for result in own
     ]
     rows += [
         (
@@ -272,7 +314,7 @@ def _protocol_section(
         )
         for result in cited
     ]
-    if not places:
+    if not several:
         columns, rows = columns[1:], [row[1:] for row in rows]
     paragraphs = [
         f"Data set: {protocol.data_set}. Split: {protocol.split}. Images: {_text(protocol.n)}. Readers per reference "
@@ -285,16 +327,30 @@ def _protocol_section(
     if not protocol.same_images:
         paragraphs.append("Every row is on other images: do not compare them with one another.")
     elif cited:
-        paragraphs.append("Cited rows stand in the order of their year; they get no place.")
-    if places:
+        paragraphs.append("Cited rows stand in the order of their year; they get no rank.")
+    if several:
         paragraphs.append(
-            "Places go by the MAE of measured rows; where two intervals overlap, the order may be chance."
+            "Measured rows stand in the order of their MAE. "
+            + (
+                "A rank is given only where the paired tests tell a system apart from every other measured one."
+                if ranks
+                else "They get no rank: the paired tests need the labels (--data, or a folder of `compare --out`)."
+            )
         )
     return Section(
         f"Protocol {protocol.name}",
         tuple(paragraphs),
         Table(f"Results under {protocol.name}", columns, tuple(rows), frozenset({"Year", "MAE", "RMSE", "MSE"})),
     )
+
+
+def _ranks(own: Sequence[MeasuredResult], findings: Findings, protocol: Protocol) -> dict[str, str]:
+    """Hash of predictions -> rank or why there is none; empty where the comparison is not of just these rows."""
+    comparison = findings.comparison(protocol.name)
+    digests = [result.predictions_sha256 for result in own if result.same_ground_truth]
+    if comparison is None or comparison.digests != set(digests):
+        return {}
+    return {digest: rank_text(comparison, digest) for digest in digests}
 
 
 def _text(value: object) -> str:
@@ -338,7 +394,10 @@ def _interval(result: MeasuredResult, key: str) -> str:
 
 
 def build_csv(
-    printed: Sequence[PrintedRow], published: Sequence[PublishedResult], measured: Sequence[MeasuredResult]
+    printed: Sequence[PrintedRow],
+    published: Sequence[PublishedResult],
+    measured: Sequence[MeasuredResult],
+    findings: Findings,
 ) -> str:
     """The tables in one CSV, told apart by the column `table`; an unknown number is an empty cell."""
     rows: list[dict[str, object]] = [
@@ -359,11 +418,13 @@ def build_csv(
     for result in measured:
         value, low, high = result.values["mae_months"]
         protocol = PROTOCOLS[result.protocol]
+        under = [row for row in measured if row.protocol == result.protocol]
         rows.append(
             {
                 "table": "protocol",
                 "system": result.system,
                 "year": result.date[:4],
+                "rank": _ranks(under, findings, protocol).get(result.predictions_sha256, ""),
                 "protocol": result.protocol,
                 "data_set": protocol.data_set,
                 "n": result.n,
@@ -400,114 +461,3 @@ def _csv_row(result: PublishedResult, table: str) -> dict[str, object]:
         "source": _source(result),
         "note": result.note,
     }
-
-
-def to_markdown(sections: Sequence[Section]) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", r"\|")
-
-    lines: list[str] = []
-    for index, section in enumerate(sections):
-        lines += [f"{'#' if index == 0 else '##'} {section.heading}", ""]
-        for paragraph in section.paragraphs:
-            lines += [paragraph, ""]
-        if section.table is not None:
-            table = section.table
-            rules = ("--:" if column in table.numeric else "---" for column in table.columns)
-            lines += [f"| {' | '.join(table.columns)} |", f"| {' | '.join(rules)} |"]
-            lines += [f"| {' | '.join(cell(text) for text in row)} |" for row in table.rows]
-            lines.append("")
-        if section.notes:
-            lines += [f"{number}. {note}" for number, note in enumerate(section.notes, start=1)]
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 78rem; margin: 0 auto;
-  padding: 1.5rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-top: 1px solid #767676; padding-top: .8rem; }
-p, li { max-width: 46rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-.scroll:focus-visible { outline: 3px solid #0b57d0; }
-table { border-collapse: collapse; font-size: .875rem; }
-.wide { min-width: 64rem; }
-caption { text-align: left; font-weight: 600; padding: .4rem 0; }
-th, td { border-bottom: 1px solid #bbb; padding: .35rem .6rem; text-align: left; vertical-align: top; }
-thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-tbody th { font-weight: 600; }
-.number { text-align: right; font-variant-numeric: tabular-nums; min-width: 3.5rem; }
-.unconfirmed { font-weight: 600; font-style: italic; }
-a { color: #0b4aa2; overflow-wrap: anywhere; }
-@media print {
-  @page { size: A4 landscape; margin: 12mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 8pt; min-width: 0; }
-  .wide { width: 100%; }
-  .scroll { overflow: visible; }
-  h2, caption { break-after: avoid; }
-  tr { break-inside: avoid; }
-  thead { display: table-header-group; }
-  a { color: inherit; }
-}
-"""
-
-
-def to_html(sections: Sequence[Section]) -> str:
-    """One page without any external resource; links to sources are only followed when a reader clicks them."""
-
-    def text(raw: str) -> str:
-        return re.sub(r"https://doi\.org/[^\s<]+", r'<a href="\g<0>">\g<0></a>', html.escape(raw))
-
-    title = text(sections[0].heading)
-    parts = [
-        "<!doctype html>",
-        '<html lang="en">',
-        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head>",
-        "<body><main>",
-    ]
-    for index, section in enumerate(sections):
-        level = "h1" if index == 0 else "h2"
-        parts.append(f"<section><{level}>{text(section.heading)}</{level}>")
-        parts += [f"<p>{text(paragraph)}</p>" for paragraph in section.paragraphs]
-        if section.table is not None:
-            parts += _html_table(section.table, f"table-{index}", text)
-        if section.notes:
-            parts.append("<ol>" + "".join(f"<li>{text(note)}</li>" for note in section.notes) + "</ol>")
-        parts.append("</section>")
-    parts.append("</main></body></html>")
-    return "\n".join(parts) + "\n"
-
-
-def _html_table(table: Table, name: str, text: Callable[[str], str]) -> list[str]:
-    # The first column that names a system heads its row for a screen reader.
-    heads_row = next(column for column in table.columns if column in ("Method", "System"))
-
-    def cell(column: str, raw: str) -> str:
-        classes = ["number"] if column in table.numeric else []
-        if column == "Status" and raw in STATUSES and raw != "confirmed":
-            classes.append("unconfirmed")
-        attributes = f' class="{" ".join(classes)}"' if classes else ""
-        if column == heads_row:
-            return f'<th scope="row"{attributes}>{text(raw)}</th>'
-        return f"<td{attributes}>{text(raw)}</td>"
-
-    number = ' class="number"'
-    heads = "".join(
-        f'<th scope="col"{number if column in table.numeric else ""}>{text(column)}</th>' for column in table.columns
-    )
-    wide = ' class="wide"' if len(table.columns) > 6 else ""
-    # A scrolling region must be reachable by keyboard and have a name.
-    return [
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}">',
-        f'<table{wide}><caption id="{name}">{text(table.caption)}</caption>',
-        f"<thead><tr>{heads}</tr></thead><tbody>",
-        *(
-            f"<tr>{''.join(cell(column, raw) for column, raw in zip(table.columns, row, strict=True))}</tr>"
-            for row in table.rows
-        ),
-        "</tbody></table></div>",
-    ]

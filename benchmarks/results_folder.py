@@ -145,7 +145,7 @@ def recompute(result: Result, data: str | Path) -> None:
 
 
 def result_folders(results: Path = RESULTS) -> list[Path]:
-    """The committed result folders: those with a predictions.csv or a manifest of a run."""
+    """The committed result folders of every kind, see `findings.kind_of`."""
     return sorted({path.parent for name in ("predictions.csv", "manifest.json") for path in results.glob(f"*/{name}")})
 
 
@@ -166,16 +166,6 @@ def check_rows(rows: Sequence[MeasuredResult], results: Sequence[Result]) -> Non
             for old, new in zip(numbers, again.values[key], strict=True):
                 if (old is None) != (new is None) or (old is not None and new is not None and abs(old - new) > 6e-5):
                     raise InputError(f"{where}: {key} is not that of {result.folder}/metrics.json; add it again.")
-
-
-def check_results(folders: Sequence[Path], *, rows: Sequence[MeasuredResult], data: str | Path | None) -> list[Result]:
-    """Check result folders and that measured rows are theirs; with a prepared data set, measure them again too."""
-    results = [load_result(folder) for folder in folders]
-    check_rows(rows, results)
-    if data is not None:
-        for result in results:
-            recompute(result, data)
-    return results
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from .systems.base import System, leakage
 #: Images per part that is kept while a run lasts: at most this many predictions are lost when it stops.
 PART = 32
 
+_AGREEMENT = "agreement.svg"
 _PREDICTED = ["id", "predicted_months"]
 _INTERVAL = ["interval_low_months", "interval_high_months"]
 
@@ -101,7 +102,7 @@ def load_test_set(protocol: Protocol, data: str | Path) -> TestSet:
 def run_system(
     system: System, *, protocol: Protocol, data: str | Path, out: str | Path, progress: bool = True
 ) -> dict[str, Any]:
-    """Predict the images of a protocol and write `predictions.csv`, `metrics.json` and `manifest.json` into `out`.
+    """Predict the images of a protocol and write `predictions.csv`, `metrics.json`, `manifest.json` and a picture.
 
     A run that was stopped goes on where it was: predictions are kept in parts below `out` until all are there. Under
     `accelerate launch` or `torchrun` every process predicts its share. A finished run of the same system on the same
@@ -125,6 +126,8 @@ def run_system(
     key = _key(system, protocol, test)
     finished = _finished(out, key)
     if finished is not None:
+        if state.is_main_process:
+            _draw_agreement(out, test, system)
         return finished
     # Nobody may finish before everybody has looked whether the run was finished before.
     state.wait_for_everyone()
@@ -154,9 +157,25 @@ def run_system(
         write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"the results cannot be written ({error.strerror}); give another --out.") from None
+    _draw_agreement(out, test, system)
     _remove_parts(out)
     state.wait_for_everyone()
     return summary
+
+
+def _draw_agreement(out: Path, test: TestSet, system: System) -> None:
+    """Write `agreement.svg`, which needs the labels, unless it is there."""
+    from .pictures import draw_agreement
+
+    if (out / _AGREEMENT).exists() or len(test.references) < 2:
+        return
+    matched = match_by_id(pd.read_csv(out / "predictions.csv", dtype={"id": str}), test.references)
+    predicted, reference = (matched[f"{name}_months"].to_numpy(np.float64) for name in ("predicted", "reference"))
+    svg = draw_agreement(predicted, reference, title=f"{system.name} {system.revision}"[:80])
+    try:
+        write_text(out / _AGREEMENT, svg)
+    except OSError as error:
+        raise InputError(f"the picture cannot be written ({error.strerror}); give another --out.") from None
 
 
 def measure(table: pd.DataFrame, test: TestSet, *, system: System, protocol: Protocol) -> dict[str, Any]:
@@ -243,7 +262,7 @@ def _finished(out: Path, key: str) -> dict[str, Any] | None:
             raise InputError("--out holds the results of another run; name another folder.")
         return _read_json(out / "metrics.json")
     strangers = (
-        {path.name for path in out.iterdir()} - {".parts", "predictions.csv", "metrics.json"}
+        {path.name for path in out.iterdir()} - {".parts", "predictions.csv", "metrics.json", _AGREEMENT}
         if out.exists()
         else set()
     )

@@ -1,6 +1,8 @@
 """Images per second of the training loop, and what reading, augmenting and standardising the images costs of it."""
 
 import dataclasses
+import hashlib
+import json
 import statistics
 import tempfile
 import time
@@ -12,9 +14,15 @@ from accelerate import Accelerator
 
 from boneage_hf import augmentation
 from boneage_hf.errors import InputError
+from boneage_hf.files import write_text
 from boneage_hf.prepared import PreparedImages
 from boneage_hf.recipes import Recipe
 from boneage_hf.training import TrainingRun, augmentation_generator, build_model, make_batch, make_processor
+
+from .provenance import seal
+
+#: Where the images of a step come from, see [`TrainingSpeed`].
+SOURCES = ("from_disk", "from_memory", "ready")
 
 #: Images in the trial data set. Freshly written, they lie in the system's cache of files, as prepared images do after
 #: the first epoch; a first read from a slow disk is not measured.
@@ -51,8 +59,13 @@ class TrainingSpeed:
         )
 
 
-def training_speed(recipe: Recipe, *, steps: int = 20, mixed_precision: str = "bf16") -> TrainingSpeed:
+def training_speed(
+    recipe: Recipe, *, steps: int = 20, mixed_precision: str = "bf16", out: Path | None = None
+) -> TrainingSpeed:
     """Time the training loop on pictures of noise, the three sources in turn so that a busy moment meets all alike.
+
+    Args:
+        out: gets `training.csv` (images per second by source) and `manifest.json`.
 
     Raises:
         InputError: fewer than one step.
@@ -98,7 +111,7 @@ def training_speed(recipe: Recipe, *, steps: int = 20, mixed_precision: str = "b
             uses_sex=model.config.uses_sex,
             device=accelerator.device,
         )
-        seconds: dict[str, list[float]] = {"from_disk": [], "from_memory": [], "ready": []}
+        seconds: dict[str, list[float]] = {source: [] for source in SOURCES}
         for step in range(steps + 2):
             for source, times in seconds.items():
                 began = time.perf_counter()
@@ -109,8 +122,26 @@ def training_speed(recipe: Recipe, *, steps: int = 20, mixed_precision: str = "b
                     run.step(run.batches(order, epoch=0, step=step % (_IMAGES // size)), epoch=0, step=0)
                 if step >= 2:  # the first two warm up
                     times.append(time.perf_counter() - began)
-        return TrainingSpeed(
+        found = TrainingSpeed(
             recipe=recipe,
             steps=steps,
             **{source: size / statistics.median(times) for source, times in seconds.items()},
         )
+    if out is not None:
+        _write(found, mixed_precision, out)
+    return found
+
+
+def _write(found: TrainingSpeed, mixed_precision: str, out: Path) -> None:
+    rows = [f"{source},{getattr(found, source):.4g}" for source in SOURCES]
+    table = "\n".join(["images_from,images_per_second", *rows, ""])
+    manifest = {
+        "task": "training-speed",
+        "recipe": dataclasses.asdict(found.recipe),
+        "steps": found.steps,
+        "mixed_precision": mixed_precision,
+        "table_sha256": hashlib.sha256(table.encode()).hexdigest(),
+        **seal(),
+    }
+    write_text(out / "training.csv", table)
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")

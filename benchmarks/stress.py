@@ -22,13 +22,16 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from tqdm.auto import tqdm
 
@@ -250,19 +253,21 @@ def stress_checkpoint(
     }
     begun = _begun(out, subject)
     seconds = _predict_settings(pipe, rows, settings, begun=begun, out=out, batch_size=batch_size, progress=progress)
-    predictions = _read_predictions(out)
+    predictions = read_stress_predictions(out)
     references = pd.DataFrame({"id": ids, "reference_months": months})
     table = measure(predictions, references, settings=settings)
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     manifest = {
         **subject,
         "complete": True,
+        "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "unchanged_mae_months": float(table["unchanged_mae_months"].iloc[0]),
         "predictions_sha256": hashlib.sha256((out / _PREDICTIONS).read_bytes()).hexdigest(),
         "predictions_commit": begun["predictions_commit"],
         **seal(),
         "seconds": seconds,
     }
-    write_text(out / "stress.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(out / "stress.csv", text)
     write_bytes(out / "stress.png", _png(heat_map(table, settings=settings)))
     write_text(out / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
     files = tuple(out / name for name in (_PREDICTIONS, "stress.csv", "stress.png", _MANIFEST))
@@ -305,19 +310,35 @@ def _predict_settings(
     batch_size: int,
     progress: bool,
 ) -> dict[str, float]:
-    """Add the predictions that `out` lacks, one setting after the other; seconds per setting."""
+    """Add the predictions that `out` lacks, setting by setting; seconds per setting.
+
+    On a CPU as many settings run side by side as torch has threads, each with one: reading and altering pictures does
+    not split over threads, so this keeps all cores busy (`predict_dataset` itself is that of every evaluation).
+    """
     seconds = dict(begun["seconds"])
     ids = list(rows["id"])
-    done = _read_predictions(out)
+    done = read_stress_predictions(out)
     parts = {name: part for name, part in done.groupby("setting", sort=False) if list(part["id"]) == ids}
     passes: list[tuple[str, Setting | None]] = [(UNCHANGED, None), *((setting.name, setting) for setting in settings)]
-    with tqdm(total=len(passes), desc="stress", unit="setting", disable=not progress) as bar:
-        for name, setting in passes:
-            if name not in parts:
-                start = time.perf_counter()
-                table = predict_dataset(pipe, rows, batch_size=batch_size, progress=False, alter=setting)
+    missing = [(name, setting) for name, setting in passes if name not in parts]
+
+    def predict(setting: Setting | None) -> tuple[pd.DataFrame, float]:
+        start = time.perf_counter()
+        table = predict_dataset(pipe, rows, batch_size=batch_size, progress=False, alter=setting)
+        return table, round(time.perf_counter() - start, 1)
+
+    workers = torch.get_num_threads() if pipe.device.type == "cpu" else 1
+    with (
+        tqdm(
+            total=len(passes), initial=len(passes) - len(missing), desc="stress", unit="setting", disable=not progress
+        ) as bar,
+        _one_thread_each(workers) as pool,
+    ):
+        futures = [pool.submit(predict, setting) for _, setting in missing]
+        try:
+            for (name, _), future in zip(missing, futures, strict=True):
+                table, seconds[name] = future.result()
                 parts[name] = table.assign(setting=name)[["id", "setting", "predicted_months"]]
-                seconds[name] = round(time.perf_counter() - start, 1)
                 # The rows first: seconds without rows would be of a setting that is then done again.
                 ordered = pd.concat([parts[done_name] for done_name, _ in passes if done_name in parts])
                 text = ordered.to_csv(index=False, float_format="%.4f", lineterminator="\n")
@@ -325,11 +346,28 @@ def _predict_settings(
                 write_text(
                     out / _MANIFEST, json.dumps({**begun, "complete": False, "seconds": seconds}, indent=2) + "\n"
                 )
-            bar.update()
+                bar.update()
+        finally:
+            for future in futures:
+                future.cancel()
     return seconds
 
 
-def _read_predictions(out: Path) -> pd.DataFrame:
+@contextmanager
+def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose workers run torch on one thread each; torch's number of threads is put back at the end."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def read_stress_predictions(out: Path) -> pd.DataFrame:
+    """`id`, `setting`, `predicted_months` as far as they are in the folder; raises `InputError` if damaged."""
     path = out / _PREDICTIONS
     if not path.is_file():
         return pd.DataFrame({"id": [], "setting": [], "predicted_months": []})
@@ -445,7 +483,7 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
                 axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
                 text = f"{value:+.2f}" if values is changes else f"{100 * value:.1f} %"
                 text += " n.s." if values is changes and p_values[setting.name] >= ALPHA else ""
-                ink = "white" if _luminance(colour) < 0.35 else "black"
+                ink = "white" if luminance(colour) < 0.35 else "black"
                 axis.text(place + 0.5, row + 0.36, setting.label, ha="center", va="center", fontsize=7, color=ink)
                 axis.text(
                     place + 0.5, row + 0.68, text, ha="center", va="center", fontsize=8, color=ink, weight="bold"
@@ -458,7 +496,7 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
     return figure
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def luminance(colour: tuple[float, ...]) -> float:
     """Relative luminance of an sRGB colour (ITU-R BT.709 weights), 0 black to 1 white."""
     linear = np.asarray(colour[:3]) ** 2.2
     return float(linear @ [0.2126, 0.7152, 0.0722])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_report_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--out", str(tmp_path), "--measured", str(tmp_path / "none.csv")]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "report.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "report.csv", "manifest.json"}
     assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'report.md'}"
 
 

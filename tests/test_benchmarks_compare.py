@@ -11,7 +11,8 @@ import pytest
 from own_protocol import protocol_of
 
 from benchmarks.cli import main
-from benchmarks.compare import compare_errors
+from benchmarks.compare import compare_errors, compare_folders
+from benchmarks.findings import load_findings
 from benchmarks.results_folder import load_result
 from benchmarks.run import run_system
 from benchmarks.statistics import holm, n_needed, wilcoxon
@@ -105,6 +106,37 @@ def test_two_result_folders_are_compared(
     out = capsys.readouterr().out
     assert out.startswith("protocol drawn-hands-8, n = 8\n")
     assert "middle - old: -" in out
+
+
+def test_a_comparison_is_kept_without_labels_and_read_back(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "comparison"
+    arguments = ["compare", *map(str, folders), "--data", str(prepared_phantoms), "--out", str(out)]
+    assert main(arguments) == 0
+    assert {path.name for path in out.iterdir()} == {"comparison.csv", "manifest.json"}
+    findings = load_findings([*folders, out])
+    assert findings.comparisons == (compare_folders(folders, prepared_phantoms),)
+    assert findings.comparison("drawn-hands-8") is findings.comparisons[0]
+    assert load_findings(folders).comparison("drawn-hands-8") is None
+    assert load_findings(folders, data=prepared_phantoms).comparisons == findings.comparisons
+    assert main(["check", *map(str, folders), str(out)]) == 0
+
+
+def test_a_changed_or_foreign_comparison_is_refused(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    arguments = ["compare", *map(str, folders), "--data", str(prepared_phantoms), "--out"]
+    assert main([*arguments, str(out)]) == 0
+    assert main(["check", str(folders[0]), str(out)]) == 2
+    assert "of other predictions" in capsys.readouterr().err
+    text = (out / "comparison.csv").read_text(encoding="utf-8")
+    (out / "comparison.csv").write_text(text.replace("true", "false").replace("-", "-1"), encoding="utf-8")
+    assert main(["check", *map(str, folders), str(out)]) == 2
+    assert "not that of manifest.json" in capsys.readouterr().err
+    assert main([*arguments, str(folders[0])]) == 2
+    assert "no comparison" in capsys.readouterr().err
 
 
 def test_folders_of_unequal_protocols_are_not_compared(

@@ -18,7 +18,7 @@ from boneage_hf.errors import InputError
 @pytest.fixture(scope="module")
 def speed(tmp_path_factory: pytest.TempPathFactory) -> Speed:
     out = tmp_path_factory.mktemp("speed") / "out"
-    return measure_speed(str(CHECKPOINT), out=out, repeats=3, batches=(1, 2), peers=False, progress=False)
+    return measure_speed([str(CHECKPOINT)], out=out, repeats=3, batches=(1, 2), peers=False, progress=False)
 
 
 def test_every_batch_precision_and_number_of_threads_has_a_row(speed: Speed) -> None:
@@ -51,10 +51,11 @@ def test_the_written_table_is_the_measured_one(speed: Speed) -> None:
 
 def test_the_manifest_names_revision_peak_memory_and_cold_start_and_no_path(speed: Speed) -> None:
     manifest = json.loads(speed.files[1].read_text())
-    assert manifest["checkpoint"] == "tiny"
-    assert len(manifest["revision"]) == 12
-    assert manifest["cold_start"]["seconds"] > 0
-    assert manifest["cold_start"]["peak_memory_mb"] > 50
+    (one,) = manifest["checkpoints"]
+    assert one["checkpoint"] == "tiny"
+    assert len(one["revision"]) == 12
+    assert one["cold_start"]["seconds"] > 0
+    assert one["cold_start"]["peak_memory_mb"] > 50
     assert str(CHECKPOINT.parent) not in speed.files[1].read_text()
 
 
@@ -89,12 +90,29 @@ def test_the_networks_of_peers_have_the_published_number_of_weights() -> None:
     assert vgg == 20_589_601 - 2 * 512  # the statistics of BatchNorm are buffers
 
 
+@pytest.mark.slow
+def test_the_networks_of_peers_take_an_image() -> None:
+    """Counting weights alone did not show that EfficientNet's last layers were of two widths."""
+    for name, network, size in latency.peer_networks():
+        side = size if "VGG" in name else 64
+        with torch.inference_mode():
+            output = network(torch.zeros(1, 3, side, side))
+        assert output is not None, name
+
+
 @pytest.mark.parametrize(
     ("repeats", "batches", "message"), [(2, (1,), "3 or more"), (3, (), "1 or more"), (3, (0,), "1 or more")]
 )
 def test_impossible_numbers_are_refused(repeats: int, batches: tuple[int, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        measure_speed(str(CHECKPOINT), out=tmp_path, repeats=repeats, batches=batches)
+        measure_speed([str(CHECKPOINT)], out=tmp_path, repeats=repeats, batches=batches)
+
+
+def test_checkpoints_are_named_once_each(tmp_path: Path) -> None:
+    for checkpoints in ([], [str(CHECKPOINT), str(CHECKPOINT)]):
+        with pytest.raises(InputError, match="each once"):
+            measure_speed(checkpoints, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,32 @@
 import csv
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from benchmarks.compare import compare_errors
+from benchmarks.findings import Findings, check_report
 from benchmarks.measured import MEASURES, MeasuredResult
 from benchmarks.protocol import get_protocol
 from benchmarks.registry import load_published, load_reference_table
 from benchmarks.report import MISSING, Section, build_sections, to_html, to_markdown, write_report
+from benchmarks.results_folder import Result
+from benchmarks.run import over_age
+from boneage_hf.errors import InputError
+from boneage_hf.metrics import by_group, error_metrics, error_over_age
 
 DECIMAL = get_protocol("rsna-test-200-decimal")
+
+
+def digest_of(system: str) -> str:
+    """Stands for the hash of a system's predictions."""
+    return hashlib.sha256(system.encode()).hexdigest()
 
 
 def measured_row(system: str, mae: float, protocol: str = DECIMAL.name, *, verified: bool = True) -> MeasuredResult:
@@ -28,7 +43,7 @@ def measured_row(system: str, mae: float, protocol: str = DECIMAL.name, *, verif
         n=200,
         values=values,
         flip_average=True,
-        predictions_sha256="c" * 64,
+        predictions_sha256=digest_of(system),
         data_fingerprint="d" * 64,
         ground_truth_fingerprint=fingerprint if verified else "",
         package_version="0.1.0",
@@ -38,8 +53,64 @@ def measured_row(system: str, mae: float, protocol: str = DECIMAL.name, *, verif
     )
 
 
-def sections_with(*measured: MeasuredResult) -> list[Section]:
-    return build_sections(load_reference_table(), load_published(), measured)
+def sections_with(*measured: MeasuredResult, findings: Findings | None = None) -> list[Section]:
+    return build_sections(load_reference_table(), load_published(), measured, findings)
+
+
+def run_of(system: str, errors: np.ndarray, *, leakage: str = "none") -> Result:
+    """A run on as many images as there are errors, all around 100 months."""
+    reference = np.linspace(50, 150, len(errors))
+    ids = [str(number) for number in range(len(errors))]
+    groups = by_group(reference + errors, reference, n_resamples=50)
+    metrics = {
+        **result_metrics(reference + errors, reference),
+        "n": len(errors),
+        "predictions_sha256": digest_of(system),
+        "groups": groups.astype(object).where(groups.notna(), None).to_dict(orient="records"),
+        "flip_average": False,
+        "trained_on": None,
+        "interval": None,
+    }
+    named = {
+        "name": system,
+        "revision": f"revision of {system}",
+        "preprocessing": "none",
+        "adapter": "CheckpointSystem",
+    }
+    return Result(
+        folder=f"{system}-folder",
+        system=system,
+        protocol=DECIMAL,
+        leakage=leakage,
+        predictions=pd.DataFrame({"id": ids, "predicted_months": reference + errors}),
+        metrics=metrics,
+        manifest={"system": named},
+    )
+
+
+def result_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    matched = pd.DataFrame({"predicted_months": predicted, "reference_months": reference})
+    return {
+        "metrics": error_metrics(predicted, reference, n_resamples=50),
+        "error_over_age": error_over_age(predicted, reference, n_resamples=50),
+        **over_age(matched),
+    }
+
+
+def findings_of(**errors: np.ndarray) -> Findings:
+    """Runs with their comparison."""
+    runs = tuple(run_of(system, values) for system, values in errors.items())
+    compared = compare_errors(
+        errors, protocol=DECIMAL.name, leakages={run.system: run.leakage for run in runs}, draws=200
+    )
+    standings = tuple(
+        dataclasses.replace(standing, predictions_sha256=digest_of(standing.system)) for standing in compared.standings
+    )
+    return Findings(runs=runs, comparisons=(dataclasses.replace(compared, standings=standings),))
+
+
+def noise(scale: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, 200)
 
 
 def section(sections: list[Section], heading: str) -> Section:
@@ -123,30 +194,89 @@ def test_rows_on_splits_of_their_own_are_said_not_to_compare() -> None:
     assert "Every row is on other images: do not compare them with one another." in found.paragraphs
 
 
-def test_measured_rows_get_places_within_their_protocol_only() -> None:
-    sections = sections_with(
-        measured_row("B", 9.0), measured_row("A", 12.0), measured_row("C", 1.0, "rsna-test-200-integer")
-    )
-    places = {row["System"]: row["Place"] for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))}
-    assert places == {"B": "1", "A": "2"}
+def test_a_rank_is_printed_where_the_paired_tests_support_it() -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    rows = [measured_row("A", 24.0), measured_row("B", 3.0), measured_row("C", 1.0, "rsna-test-200-integer")]
+    sections = sections_with(*rows, findings=findings)
+    ranks = {row["System"]: row["Rank"] for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))[:2]}
+    assert ranks == {"B": "1", "A": "2"}
     alone = rows_of(section(sections, "Protocol rsna-test-200-integer"))
     assert [row["System"] for row in alone] == ["C"]
-    assert "Place" not in alone[0]
+    assert "Rank" not in alone[0]
+    (pair,) = rows_of(section(sections, f"Paired tests under {DECIMAL.name}"))
+    assert (pair["Lower MAE"], pair["Other"], pair["Verdict"]) == ("B", "A", "B is better")
 
 
-def test_a_measured_row_without_verified_ground_truth_gets_no_place() -> None:
-    sections = sections_with(measured_row("B", 9.0), measured_row("A", 12.0), measured_row("C", 1.0, verified=False))
-    rows = {row["System"]: row for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))}
-    assert rows["C"]["Place"] == MISSING
-    assert rows["C"]["Note"] == "version of the ground truth not shown: no place"
-    assert rows["B"]["Place"] == "1"
+def test_systems_that_are_alike_get_no_rank_but_the_images_needed() -> None:
+    findings = findings_of(A=noise(10, 1), B=noise(10, 2))
+    sections = sections_with(measured_row("A", 8.0), measured_row("B", 8.1), findings=findings)
+    ranks = {row["Rank"] for row in rows_of(section(sections, f"Protocol {DECIMAL.name}"))}
+    assert ranks == {"none: not distinguishable at n = 200"}
+    (pair,) = rows_of(section(sections, f"Paired tests under {DECIMAL.name}"))
+    assert pair["Verdict"].startswith("not distinguishable at n = 200")
+    assert int(pair["Images needed"].replace(",", "")) > 200
+
+
+def test_without_the_paired_tests_there_is_no_rank_and_the_report_says_why() -> None:
+    findings = dataclasses.replace(findings_of(A=noise(30, 1), B=noise(4, 2)), comparisons=())
+    sections = sections_with(measured_row("A", 24.0), measured_row("B", 3.0), findings=findings)
+    found = section(sections, f"Protocol {DECIMAL.name}")
+    assert {row["Rank"] for row in rows_of(found)} == {MISSING}
+    assert any("need the labels" in paragraph for paragraph in found.paragraphs)
+    assert section(sections, f"Paired tests under {DECIMAL.name}").paragraphs[0].startswith("Not made")
+
+
+def test_a_comparison_of_other_systems_gives_no_rank() -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    more = dataclasses.replace(findings, runs=(*findings.runs, run_of("C", noise(5, 3))))
+    rows = [measured_row(name, mae) for name, mae in (("A", 24.0), ("B", 3.0), ("C", 4.0))]
+    found = section(sections_with(*rows, findings=more), f"Protocol {DECIMAL.name}")
+    assert {row["Rank"] for row in rows_of(found)} == {MISSING}
+
+
+def test_a_measured_row_without_verified_ground_truth_gets_no_rank() -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    rows = [measured_row("B", 3.0), measured_row("A", 24.0), measured_row("C", 1.0, verified=False)]
+    found = {
+        row["System"]: row
+        for row in rows_of(section(sections_with(*rows, findings=findings), f"Protocol {DECIMAL.name}"))
+    }
+    assert found["C"]["Rank"] == MISSING
+    assert found["C"]["Note"] == "version of the ground truth not shown: no rank"
+    assert found["B"]["Rank"] == "1"
+
+
+def test_a_system_that_has_seen_the_test_is_flagged_everywhere() -> None:
+    seen = run_of("A", noise(4, 1), leakage="trained on rsna-training-12611")
+    sections = sections_with(measured_row("A", 3.0), findings=Findings(runs=(seen,)))
+    (row,) = rows_of(section(sections, "Measured by this project"))
+    assert row["Leakage"] == "trained on rsna-training-12611"
+    assert "Leakage: trained on rsna-training-12611" in section(sections, "System A").paragraphs[0]
+    assert "leakage: trained on" in section(sections, "Ranking of measured systems").pictures[0].alt
+
+
+def test_every_system_has_its_groups_limits_slopes_and_the_tested_claim() -> None:
+    found = section(
+        sections_with(measured_row("A", 3.0), findings=Findings(runs=(run_of("A", noise(9, 1)),))), "System A"
+    )
+    said = " ".join(found.paragraphs)
+    for part in (
+        "limits of agreement",
+        "Regression to the mean",
+        '"Equally good over the whole age range"',
+        "no interval",
+    ):
+        assert part in said
+    groups = [row["Group"] for row in rows_of(found)]
+    assert groups[0] == "all"
+    assert "48-72 months" in groups
 
 
 def test_a_measured_row_is_shown_with_its_interval_and_its_hash() -> None:
     (row,) = rows_of(section(sections_with(measured_row("B", 9.0)), "Measured by this project"))
     assert (row["MAE"], row["R2"], row["Flip average"]) == ("9.00 [8.00, 10.00]", MISSING, "yes")
     assert row["Within 12 months"] == "50.0 % [40.0 %, 60.0 %]"
-    assert row["Predictions (sha256)"] == "c" * 12 + "..."
+    assert row["Predictions (sha256)"] == digest_of("B")[:12] + "..."
     assert row["Checkpoint"] == "example/bone-age @ 0123456789ab"
 
 
@@ -161,12 +291,15 @@ class _Page(HTMLParser):
         self.headings: list[str] = []
         self.scopes: list[str | None] = []
         self.captions = 0
+        self.pictures: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
-        if tag in ("link", "script", "img", "iframe", "object") or "src" in attributes:
+        if tag in ("link", "script", "iframe", "object") or not (attributes.get("src") or "data:").startswith("data:"):
             self.resources.append(tag)
-        if tag != "meta":
+        if tag == "img":
+            self.pictures.append(attributes.get("alt") or "")
+        elif tag != "meta":
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])
@@ -197,9 +330,11 @@ def parsed(page: str) -> _Page:
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    page = to_html(sections_with(measured_row("B", 9.0)))
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    page = to_html(sections_with(measured_row("A", 24.0), measured_row("B", 3.0), findings=findings))
     assert parsed(page).resources == []
     assert not re.search(r"url\(|@import", page)
+    assert [alt.split(" ")[0] for alt in parsed(page).pictures] == ["MAE", "MAE"]
 
 
 def test_the_page_can_be_read_aloud() -> None:
@@ -225,11 +360,30 @@ def test_the_page_and_the_markdown_hold_the_same_cells() -> None:
     assert cells == [row for table in expected for row in table]
 
 
-def test_a_report_is_written_as_three_files_and_the_same_again(tmp_path: Path) -> None:
-    first = write_report(tmp_path / "new" / "folder", measured=())
-    assert [path.name for path in first] == ["report.md", "report.html", "report.csv"]
-    second = write_report(tmp_path / "again", measured=())
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+def test_a_report_is_written_whole_and_the_same_again(tmp_path: Path) -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    rows = [measured_row("A", 24.0), measured_row("B", 3.0)]
+    first = write_report(tmp_path / "new" / "folder", measured=rows, findings=findings)
+    names = ["report.md", "report.html", "report.csv", "ranking.svg", "age.svg", "manifest.json"]
+    assert [path.name for path in first] == names
+    second = write_report(tmp_path / "again", measured=rows, findings=findings)
+    assert [path.read_bytes() for path in first[:-1]] == [path.read_bytes() for path in second[:-1]]
+    check_report(tmp_path / "again")
+    (tmp_path / "again" / "ranking.svg").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"ranking\.svg is not the one"):
+        check_report(tmp_path / "again")
+
+
+def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    write_report(tmp_path, measured=[measured_row("A", 24.0), measured_row("B", 3.0)], findings=findings)
+    write_report(tmp_path, measured=())
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "report.csv", "manifest.json"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="no report"):
+        write_report(tmp_path / "other", measured=())
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
 def test_the_csv_has_all_rows_and_leaves_unknown_numbers_empty(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from own_protocol import protocol_file, protocol_of
 
 from benchmarks import run
 from benchmarks.cli import main
-from benchmarks.measured import RESULTS
+from benchmarks.findings import check_findings
 from benchmarks.protocol import PROTOCOLS, Protocol
 from benchmarks.results_folder import load_result, recompute, result_folders
 from benchmarks.run import load_test_set, over_age, run_system
@@ -57,7 +57,9 @@ def test_a_run_of_a_checkpoint_predicts_what_evaluate_predicts(
     arguments = ["--protocol", str(protocol_file(protocol, tmp_path)), "--data", str(prepared_phantoms)]
     assert main(["run", "--system", f"checkpoint:{TINY}", *arguments, "--device", "cpu", "--out", str(out)]) == 0
     assert "mae_months" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *("predictions.csv", "metrics.json", "manifest.json", "agreement.svg")
+    }
     expected = predict_dataset(
         load_pipeline(TINY, device="cpu"), load_split(prepared_phantoms, "validation"), progress=False
     )
@@ -101,8 +103,11 @@ def test_a_stopped_run_goes_on_where_it_was(
 def test_a_finished_run_is_read_and_not_repeated(prepared_phantoms: Path, protocol: Protocol, tmp_path: Path) -> None:
     options: dict[str, Any] = {"protocol": protocol, "data": prepared_phantoms, "out": tmp_path, "progress": False}
     first, again = run_system(Counting(), **options), Counting()
+    picture = (tmp_path / "agreement.svg").read_bytes()
+    (tmp_path / "agreement.svg").unlink()
     assert run_system(again, **options) == first
     assert again.seen == 0
+    assert (tmp_path / "agreement.svg").read_bytes() == picture
 
 
 def test_the_results_of_another_run_are_not_overwritten(
@@ -223,10 +228,4 @@ def test_committed_metrics_follow_from_committed_predictions(folder: Path) -> No
     prepared = os.environ.get("BONEAGE_PREPARED_DIR")
     if not prepared:
         pytest.skip("BONEAGE_PREPARED_DIR does not name the prepared data set that the results are about")
-    recompute(load_result(folder), prepared)
-
-
-def test_committed_result_folders_are_in_order() -> None:
-    assert result_folders(RESULTS)
-    for folder in result_folders(RESULTS):
-        load_result(folder)
+    check_findings([folder], data=prepared)

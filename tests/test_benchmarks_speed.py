@@ -1,3 +1,7 @@
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks.cli import main
@@ -26,7 +30,12 @@ def test_no_step_is_refused() -> None:
         training_speed(TINY, steps=0)
 
 
-def test_the_command_prints_the_speeds(capsys: pytest.CaptureFixture[str]) -> None:
-    fields = ["--set", "backbone=tiny", "--set", "image_size=64", "--set", "batch_size=8"]
+def test_the_command_prints_and_keeps_the_speeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["--set", "backbone=tiny", "--set", "image_size=64", "--set", "batch_size=8", "--out", str(tmp_path)]
     assert main(["speed", "--training", "--steps", "1", "--mixed-precision", "no", *fields]) == 0
     assert "tiny, 64 px, batch 8, median of 1 steps:" in capsys.readouterr().out
+    table = (tmp_path / "training.csv").read_bytes()
+    assert table.decode().splitlines()[0] == "images_from,images_per_second"
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["task"], manifest["recipe"]["backbone"]) == ("training-speed", "tiny")
+    assert manifest["table_sha256"] == hashlib.sha256(table).hexdigest()

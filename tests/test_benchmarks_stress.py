@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import stress
@@ -193,6 +194,21 @@ def test_an_interrupted_test_goes_on_and_ends_as_if_it_had_not_been(
     assert calls[before:] == list(FEW[1:])
     for name in ("predictions.csv", "stress.csv"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_settings_side_by_side_predict_what_they_predict_one_by_one(phantoms: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    tables = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = tmp_path / str(threads)
+            stress_checkpoint(TINY, phantoms, out=out, limit=4, settings=FEW, progress=False)
+            assert torch.get_num_threads() == threads
+            tables.append((out / "predictions.csv").read_bytes())
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[1]
 
 
 def test_a_folder_of_another_test_is_left_alone(
