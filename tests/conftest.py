@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import READ_WRITE, HubServer
 
 # Hugging Face libraries, Gradio, PyTorch and matplotlib read these once, when they are imported: so they are set here,
 # before any test module is. Test processes of pytest-xdist inherit HF_HOME from the process that started them.
@@ -23,6 +24,8 @@ os.environ |= {
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "MPLBACKEND": "Agg",
 }
@@ -79,6 +82,32 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub of one's own that this process talks to, with a token that may write to `clinic/...` and an empty cache."""
+    import datasets.config
+    import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+        monkeypatch.setenv("HF_TOKEN", READ_WRITE)
+        waited: list[float] = []
+        monkeypatch.setattr(http.time, "sleep", waited.append)  # retries at once; nobody else sleeps in these tests
+        monkeypatch.setattr(server, "waited", waited, raising=False)
+        http.close_session()
+        yield server
+        http.close_session()
 
 
 @pytest.fixture(scope="session")
