@@ -200,6 +200,52 @@ def _card(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push_model(options: argparse.Namespace) -> int:
+    from .publishing import push_model
+
+    published = push_model(
+        options.checkpoint,
+        options.repo_id,
+        metrics_file=None if options.metrics is None else Path(options.metrics),
+        private=options.private,
+        dry_run=options.dry_run,
+        revision=options.revision,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
+def _push_dataset(options: argparse.Namespace) -> int:
+    from .publishing import push_dataset
+
+    published = push_dataset(
+        options.prepared,
+        options.repo_id,
+        public=options.public,
+        accept_terms=options.accept_terms,
+        dry_run=options.dry_run,
+        revision=options.revision,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
+def _push_space(options: argparse.Namespace) -> int:
+    from .publishing import push_space
+
+    published = push_space(
+        options.repo_id,
+        model=options.model,
+        private=options.private,
+        dry_run=options.dry_run,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
 def _convert_lite0(options: argparse.Namespace) -> int:
     from .initial_weights import convert_lite0
 
@@ -339,6 +385,36 @@ def build_parser() -> argparse.ArgumentParser:
     fold = add("fold", _fold, "a checkpoint with vgg19_bn -> the same network as plain vgg19")
     fold.add_argument("checkpoint", help="folder or Hub id")
     fold.add_argument("out", help="folder of the new checkpoint")
+
+    push = commands.add_parser("push", help="publish a checkpoint, data set or Space on the Hub, as one commit")
+    kinds = push.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for what, run_push, text in (
+        ("model", _push_model, "a checkpoint with code, card, licence and results"),
+        ("dataset", _push_dataset, "a prepared data set; private unless --public"),
+        ("space", _push_space, "the Space, with the model inside or by its id"),
+    ):
+        kind = kinds.add_parser(what, help=text, description=text)
+        kind.set_defaults(run=run_push)
+        if what == "model":
+            kind.add_argument("checkpoint", help='folder, Hub id, or "default"')
+        elif what == "dataset":
+            kind.add_argument("prepared", help="folder written by `boneage prepare`")
+        kind.add_argument("repo_id", metavar="OWNER/NAME", help="made if it is not there")
+        if what == "model":
+            kind.add_argument(
+                "--metrics", help="metrics.json of `boneage evaluate` (default: the one beside the weights)"
+            )
+        elif what == "space":
+            kind.add_argument("--model", required=True, help="Hub id, pinned at its revision; or the word inside")
+        if what == "dataset":
+            kind.add_argument("--public", action="store_true", help="let everyone see it")
+            kind.add_argument("--accept-terms", action="store_true", help="the terms of the images are met")
+        else:
+            kind.add_argument("--private", action="store_true", help="only for you (default: public)")
+        if what != "space":
+            kind.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+        kind.add_argument("--message", help="of the commit")
+        kind.add_argument("--dry-run", action="store_true", help="list files and sizes, send nothing")
 
     demo = add("demo", _demo, "open the Space")
     demo.add_argument("--model", default="default", help="folder, Hub id, or default")

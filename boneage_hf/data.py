@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .data_card import SPLIT_RULES, SPLITS, PreparedRow, manifest_of, render
 from .errors import InputError
 from .files import write_bytes
+from .hub_access import download, is_hub_id, split_id
 from .label_tables import PROBLEMS, is_labelled, read_challenge
 from .radiograph import Radiograph, read
 from .sex import SEX_INDEX, SEXES, Sex
@@ -503,13 +504,40 @@ def _report(out: Path, manifest: Mapping[str, Any], *, already_prepared: bool) -
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What prepared.json of a prepared data set says, see :func:`boneage_hf.data_card.manifest_of`.
+def local_folder(source: str | os.PathLike[str], files: Sequence[str] | None = None) -> Path:
+    """The folder of a prepared data set; that of a Hub id is downloaded into the Hub's cache first.
+
+    Args:
+        source: folder, or a Hub id, with its revision if need be: ``"owner/name@main"``.
+        files: names of those to download, all by default.
 
     Raises:
-        InputError: if ``folder`` holds no prepared data set, or an unfinished one.
+        InputError: if the Hub has no such data set or cannot be reached.
     """
-    path = Path(folder)
+    name = os.fspath(source)
+    if not is_hub_id(name):
+        return Path(name)
+    repo_id, revision = split_id(name)
+    return download(repo_id, files or (_MANIFEST, "README.md", "data/*"), kind="dataset", revision=revision)
+
+
+def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What prepared.json of a prepared data set says, see :func:`boneage_hf.data_card.manifest_of`.
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        InputError: if there is no prepared data set, or an unfinished one.
+    """
+    if is_hub_id(os.fspath(source)):
+        manifest = local_folder(source, [_MANIFEST]) / _MANIFEST
+        if not manifest.is_file():
+            raise InputError(
+                f"{source} is no prepared data set on the Hub: run `boneage prepare {source} OUT` and give OUT."
+            )
+        return _read_json(manifest)
+    path = Path(source)
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; run `boneage prepare SOURCE {path}` first.")
     if (path / _PLAN).exists():
@@ -519,15 +547,28 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path / _MANIFEST)
 
 
-def load_prepared(folder: str | os.PathLike[str]) -> DatasetDict:
-    """Load a prepared data set: the splits "train", "validation" and "test" (without those that are empty).
+def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder that lacks a shard or a part of one.
 
     Raises:
-        InputError: if ``folder`` holds no prepared data set, or one that is unfinished or damaged.
+        InputError: with the cure.
     """
-    path = Path(folder)
-    if _damaged(path, read_manifest(path)):
-        raise InputError(f"{path} is damaged (a shard is missing or cut); run the same `boneage prepare` again.")
+    if _damaged(folder, manifest):
+        raise InputError(f"{folder} is damaged (a shard is missing or cut); run the same `boneage prepare` again.")
+
+
+def load_prepared(source: str | os.PathLike[str]) -> DatasetDict:
+    """Load a prepared data set: the splits "train", "validation" and "test" (without those that are empty).
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        InputError: if there is no prepared data set, or one that is unfinished or damaged.
+    """
+    manifest = read_manifest(source)
+    path = local_folder(source)
+    check_whole(path, manifest)
     with _quiet_datasets():
         loaded = datasets.load_dataset(str(path.resolve()))
     return loaded
@@ -537,7 +578,7 @@ def load_split(data: str | os.PathLike[str] | DatasetDict, name: str) -> Dataset
     """One split of a prepared data set.
 
     Args:
-        data: the folder, or what :func:`load_prepared` returned.
+        data: folder, Hub id, or what :func:`load_prepared` returned.
         name: "train", "validation", "test"; or "calibration" (the half of validation that is reserved for it) or
             "selection" (the other half, for choosing an epoch or a model).
 

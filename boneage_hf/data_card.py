@@ -51,6 +51,20 @@ _PHANTOM_TERMS = (
     "and a result on them says nothing about children."
 )
 
+#: Kind of data set -> what must be met before everyone may see it; drawn hands have no such terms.
+PUBLICATION_TERMS: Mapping[str, str] = MappingProxyType(
+    {
+        "rsna": (
+            "The RSNA challenge gives its images and labels for non-commercial research and does not allow to re-host "
+            "them, so a public copy needs the permission of the RSNA."
+        ),
+        "table": (
+            "These are radiographs of patients: to show them to everyone needs the consent or the waiver that your "
+            "ethics committee asks for, and pixels without names burnt in."
+        ),
+    }
+)
+
 # So many ids of left-out rows are listed in the card; prepared.json has all of them.
 _LISTED_IDS = 20
 
@@ -161,14 +175,15 @@ def _source_parts(
     return parts, warnings
 
 
-def render(manifest: Mapping[str, Any], *, features: Features) -> str:
+def render(manifest: Mapping[str, Any], *, features: Features, name: str = "THIS_FOLDER") -> str:
     """README.md of a prepared data set.
 
     Args:
         manifest: content of ``prepared.json``.
         features: the Features of the shards.
+        name: what a user types to load it.
     """
-    return f"---\n{_metadata(manifest, features)}\n---\n\n{_body(manifest)}"
+    return f"---\n{_metadata(manifest, features)}\n---\n\n{_body(manifest, name)}"
 
 
 def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
@@ -199,7 +214,7 @@ def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
     return data.to_yaml()
 
 
-def _body(manifest: Mapping[str, Any]) -> str:
+def _body(manifest: Mapping[str, Any], name: str) -> str:
     phantom = manifest["kind"] == "phantom"
     settings = manifest["settings"]
     size = settings["size"]
@@ -222,7 +237,7 @@ def _body(manifest: Mapping[str, Any]) -> str:
     sections = [
         f"# {title}",
         _PHANTOM_TERMS if phantom else _RSNA_TERMS,
-        "```python\nfrom datasets import load_dataset\n\nload_dataset('THIS_FOLDER')  # or split='train'\n```",
+        f"```python\nfrom datasets import load_dataset\n\nload_dataset('{name}')  # or split='train'\n```",
         "## Fields\n\n" + _table(["field", "content"], fields),
         f"{stored} Every other 8-bit grey PNG or JPEG file is kept byte for byte, unless it carries text or EXIF "
         "metadata: then its pixels are stored again without loss and without them.",

@@ -288,7 +288,7 @@ def checkpoint_folder(
         return Path(source)
     if not is_hub_id(source):
         raise InputError(
-            f'{source} is neither a checkpoint folder nor a Hub id: name a folder with a config.json, OWNER/NAME, or '
+            f"{source} is neither a checkpoint folder nor a Hub id: name a folder with a config.json, OWNER/NAME, or "
             '"default".'
         )
     repo_id, own = split_id(source)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -16,19 +16,27 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+)
 
 from .errors import InputError
 
 Kind = Literal["model", "dataset", "space"]
 NAMES: dict[Kind, str] = {"model": "model", "dataset": "data set", "space": "Space"}
 
+#: Longest silence of the Hub within one request. Taking in a commit of many large files is the slowest of them.
+TIMEOUT_SECONDS = 120.0
+
 #: OWNER/NAME, optionally @REVISION (a branch, tag or commit); letters as the Hub allows them in names.
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a source is to be looked for on the Hub: `OWNER/NAME` or `OWNER/NAME@REVISION`, and no file or folder."""
+    """Whether a source is sought on the Hub: `OWNER/NAME` or `OWNER/NAME@REVISION`, and no file or folder."""
     return _ID.fullmatch(str(source)) is not None and not Path(source).exists()
 
 
@@ -63,12 +71,35 @@ def download(
     Raises:
         InputError: whatever is in the way.
     """
-    with hub_sentences(repo_id, kind, revision=revision), _no_bars():
+    with hub_sentences(repo_id, kind, revision=revision), with_timeout(), no_bars():
         return Path(snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=patterns))
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def with_timeout() -> Iterator[None]:
+    """Within the block no request waits longer than [`TIMEOUT_SECONDS`] for the next byte, instead of for ever."""
+
+    # Some requests ask for no limit in so many words, so setting the client's own is not enough.
+    def limit(request: Any) -> None:
+        asked = request.extensions.get("timeout", {})
+        parts = ("connect", "read", "write", "pool")
+        limits = {part: asked.get(part) for part in parts}
+        request.extensions["timeout"] = {
+            part: TIMEOUT_SECONDS if seconds is None else seconds for part, seconds in limits.items()
+        }
+
+    session = get_session()
+    before = session.event_hooks
+    session.event_hooks = {**before, "request": [*before["request"], limit]}
+    try:
+        yield
+    finally:
+        session.event_hooks = before
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within the block huggingface_hub shows no progress bar."""
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -83,7 +114,8 @@ def hub_sentences(repo_id: str, kind: Kind, *, revision: str | None = None, writ
     """Within the block, whatever the Hub or the way to it brings up becomes an [`InputError`] of one sentence."""
     try:
         yield
-    except (HTTPError, HFValidationError, OSError, EOFError) as error:
+    # RuntimeError: what the library makes of an upload that failed.
+    except (HTTPError, HFValidationError, OSError, EOFError, RuntimeError) as error:
         sentence = _sentence(error, repo_id, NAMES[kind], revision=revision, writing=writing)
         if sentence is None:
             raise
@@ -101,9 +133,7 @@ def status_of(error: BaseException) -> int | None:
     return next((one.response.status_code for one in _causes(error) if isinstance(one, HfHubHTTPError)), None)
 
 
-def _sentence(
-    error: BaseException, repo_id: str, what: str, *, revision: str | None, writing: bool
-) -> str | None:
+def _sentence(error: BaseException, repo_id: str, what: str, *, revision: str | None, writing: bool) -> str | None:
     causes = list(_causes(error))
     full = any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in causes)
     if full:
@@ -144,8 +174,8 @@ def _by_status(status: int, repo_id: str, what: str, *, writing: bool) -> str:
         if writing:
             return "The Hub does not accept your token (401): run `hf auth login`, or set HF_TOKEN to a valid one."
         return (
-            f"The Hub does not show you a {what} {repo_id} (401): check the spelling and, if it is private, log in with "
-            "`hf auth login` or set HF_TOKEN."
+            f"The Hub does not show you a {what} {repo_id} (401): check the spelling and, if it is private, log in "
+            "with `hf auth login` or set HF_TOKEN."
         )
     if status == 403:
         can = "write to" if writing else "read"

@@ -6,8 +6,10 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,10 +88,12 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A Hub of one's own that this process talks to, with a token that may write to `clinic/...` and an empty cache."""
+    """A Hub that this process talks to, with a token that may write to `clinic/...`, and an empty cache."""
     import datasets.config
     import huggingface_hub.constants as constants
     import huggingface_hub.utils._http as http
+
+    from boneage_hf import publishing
 
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -102,10 +106,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
         monkeypatch.setenv("HF_TOKEN", READ_WRITE)
-        waited: list[float] = []
-        monkeypatch.setattr(http.time, "sleep", waited.append)  # retries at once; nobody else sleeps in these tests
-        monkeypatch.setattr(server, "waited", waited, raising=False)
-        http.close_session()
+        no_wait = SimpleNamespace(**{**vars(time), "sleep": server.waited.append})
+        monkeypatch.setattr(http, "time", no_wait)
+        monkeypatch.setattr(publishing, "time", no_wait)
+        http.close_session()  # made anew with these settings
         yield server
         http.close_session()
 

@@ -1,8 +1,8 @@
 """A small Hub on the loopback interface: what huggingface_hub, transformers and datasets ask of the real one.
 
 Models, data sets and Spaces with branches and commits, private repositories, tokens, LFS uploads, and resolving with
-HEAD, GET and Range. Faults can be put in its way: any status, a slow answer, an upload cut in the middle. Not Xet: clients
-need HF_HUB_DISABLE_XET=1.
+HEAD, GET and Range. Faults can be put in its way: any status, a slow answer, an upload cut in the middle. Not Xet:
+clients need HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -94,11 +94,15 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        #: Where large files lie: another host, to which clients must not send their token.
+        self.content_url = self.url.replace("127.0.0.1", "localhost")
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.users = {READ_WRITE: ("clinic", True), READ_ONLY: ("clinic", False)}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        #: Seconds that a client of this process would have slept between two attempts.
+        self.waited: list[float] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
 
@@ -146,6 +150,11 @@ class _Answer(Exception):
 
 def _missing(what: str, **headers: str) -> _Answer:
     return _Answer(404, {"error": f"{what} not found"}, X_Error_Code=_NOT_FOUND[what], **headers)
+
+
+def _unknown_user() -> _Answer:
+    message = "Invalid username or password."
+    return _Answer(401, {"error": message}, X_Error_Message=message)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -198,7 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = dict(headers or {})
-        headers.setdefault("Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json")
+        headers.setdefault(
+            "Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        )
         headers.setdefault("Content-Length", str(len(content)))
         self.send_response(status)
         for name, value in headers.items():
@@ -221,7 +232,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _writer(self, namespace: str) -> None:
         user = self._user()
         if user is None:
-            raise _Answer(401, {"error": "Invalid username or password."}, X_Error_Message="Invalid username or password.")
+            raise _Answer(
+                401, {"error": "Invalid username or password."}, X_Error_Message="Invalid username or password."
+            )
         if user[0] != namespace or not user[1]:
             message = "You don't have the rights to write in this namespace"
             raise _Answer(403, {"error": message}, X_Error_Message=message)
@@ -257,10 +270,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _whoami(self) -> None:
         user = self._user()
         if user is None:
-            raise _Answer(401, {"error": "Invalid username or password."}, X_Error_Message="Invalid username or password.")
+            raise _Answer(
+                401, {"error": "Invalid username or password."}, X_Error_Message="Invalid username or password."
+            )
         role = "write" if user[1] else "read"
         raise _Answer(
-            200, {"type": "user", "name": user[0], "orgs": [], "auth": {"accessToken": {"role": role, "displayName": "t"}}}
+            200,
+            {"type": "user", "name": user[0], "orgs": [], "auth": {"accessToken": {"role": role, "displayName": "t"}}},
         )
 
     def _create(self) -> None:
@@ -476,7 +492,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(
                 302,
                 b"",
-                Location=f"{self.server.url}/lfs/{blob.sha256}",
+                Location=f"{self.server.content_url}/lfs/{blob.sha256}",
                 X_Repo_Commit=oid,
                 X_Linked_Etag=f'"{blob.sha256}"',
                 X_Linked_Size=str(len(blob.content)),
