@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import datasets
@@ -32,6 +34,7 @@ from .errors import InputError
 from .files import write_bytes
 from .hub_access import download, is_hub_id, split_id
 from .label_tables import PROBLEMS, is_labelled, read_challenge
+from .own_table import TableColumns, read_own_table
 from .radiograph import Radiograph, read
 from .sex import SEX_INDEX, SEXES, Sex
 from .splits import REFERENCE_SEED, Assignment, calibration_half, fingerprint, id_order, reference_split
@@ -48,6 +51,7 @@ __all__ = [
     "load_split",
     "prepare",
     "prepare_phantoms",
+    "prepare_table",
     "read_manifest",
     "reference_split",
 ]
@@ -229,6 +233,103 @@ def prepare_phantoms(
         return _prepare_table(table, Path(out), settings, key=key, skip_bad=False, progress=progress)
 
 
+def prepare_table(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    columns: TableColumns,
+    *,
+    size: int | None = DEFAULT_SIZE,
+    skip_bad: bool = False,
+    seed: int = REFERENCE_SEED,
+    progress: bool = True,
+) -> PrepareReport:
+    """Build a prepared data set from a table of one's own, with the checks and the split rule of :func:`prepare`.
+
+    Radiographs may be any file that :func:`boneage_hf.radiograph.read` reads, DICOM included. Of a file only its
+    pixels are kept: neither its name nor anything of its header.
+
+    Args:
+        source: CSV or parquet file, or Hub id of a data set; see :func:`boneage_hf.own_table.read_own_table`.
+        columns: how to read it.
+
+    Others and errors as of :func:`prepare`.
+    """
+    _check_settings(size, seed)
+    settings = {"kind": "table", "size": size, "split": "reference", "seed": seed}
+    name = os.fspath(source)
+    if is_hub_id(name):
+        repo_id, _ = split_id(name)
+        commit = local_folder(name, ["README.md"]).name
+        settings |= {"hub_id": repo_id, "commit": commit}
+        name = f"{repo_id}@{commit}"
+    with tempfile.TemporaryDirectory(prefix="boneage-table-") as scratch:
+        table = read_own_table(name, columns, scratch=Path(scratch))
+        # Images that lie inside the table are in the scratch folder, whose name is another one in each run.
+        base = Path(scratch) if any(_below(path, Path(scratch)) for path in table["path"]) else Path(name).parent
+        key = _plan_key(table, base, settings)
+        return _prepare_table(table, Path(out), settings, key=key, skip_bad=skip_bad, progress=progress)
+
+
+def _below(path: Path | None, folder: Path) -> bool:
+    return path is not None and path.is_relative_to(folder)
+
+
+def is_prepared_on_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is the Hub id of a data set that :func:`prepare` built.
+
+    Raises:
+        InputError: if the Hub has no such data set or cannot be reached.
+    """
+    return is_hub_id(os.fspath(source)) and (local_folder(source, [_MANIFEST, "README.md"]) / _MANIFEST).is_file()
+
+
+def copy_from_hub(
+    source: str, out: str | os.PathLike[str], asked: Mapping[str, Any] = MappingProxyType({})
+) -> PrepareReport:
+    """Copy a prepared data set of the Hub into a folder, whole or not at all, and check its labels.
+
+    Args:
+        source: Hub id.
+        out: folder to write; new, empty, or holding this very data set.
+        asked: settings that it must have been prepared with, as in its manifest.
+
+    Raises:
+        InputError: it was prepared with other settings, its labels are not those of its manifest, ``out`` holds
+            something else, or the Hub is in the way.
+    """
+    manifest = read_manifest(source)
+    settings = manifest["settings"]
+    differences = [f"{name} {settings.get(name)!r}" for name, value in asked.items() if settings.get(name) != value]
+    if differences:
+        raise InputError(
+            f"{source} was prepared with {', '.join(differences)}, which a copy cannot change: leave that option out."
+        )
+    target = Path(out)
+    done = _finished(target, manifest["key"], settings, skip_bad=True)
+    if done is not None:
+        return done
+    folder = local_folder(source)
+    check_whole(folder, manifest)
+    for name, summary in manifest["splits"].items():
+        shards = [folder / file for file, facts in manifest["files"].items() if facts["split"] == name]
+        labels = pa.concat_tables([pq.read_table(shard, columns=["id", "bone_age_months"]) for shard in shards])
+        months = labels["bone_age_months"].to_numpy().astype(np.float64)
+        if fingerprint(labels["id"].to_pylist(), months) != summary["fingerprint"]:
+            raise InputError(f"The labels of {source} are not those of its manifest: ask its owner to push it again.")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name in (*manifest["files"], "README.md", _MANIFEST):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        if target.is_dir():
+            shutil.rmtree(target)  # empty, or the damaged rest of this very data set
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _report(target, manifest, already_prepared=False)
+
+
 def _check_settings(size: int | None, seed: int) -> None:
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 32):
         raise InputError(
@@ -281,7 +382,7 @@ def _plan_key(table: pd.DataFrame, source: Path, settings: Mapping[str, Any]) ->
     for path, *label in zip(
         *(table[column] for column in ("path", "id", "bone_age_months", "sex", "part", "problem")), strict=True
     ):
-        file = None if path is None else [path.relative_to(source).as_posix(), path.stat().st_size]
+        file = None if path is None else [Path(os.path.relpath(path, source)).as_posix(), path.stat().st_size]
         rows.append([*map(str, label), file])
     return hashlib.sha256(json.dumps([dict(settings), rows]).encode()).hexdigest()
 

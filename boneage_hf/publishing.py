@@ -141,8 +141,8 @@ def stage_model(checkpoint: str | Path, folder: Path, *, name: str, metrics_file
     measured = metrics_file or source / "metrics.json"
     if not measured.is_file():
         raise InputError(
-            "This checkpoint has no measured results: run `boneage evaluate CHECKPOINT DATASET --split test --out DIR` "
-            "and give --metrics DIR/metrics.json."
+            "This checkpoint has no measured results: run `boneage evaluate CHECKPOINT DATASET --split test --out DIR`"
+            " and give --metrics DIR/metrics.json."
         )
     save_checkpoint(pipe.model, pipe.image_processor, folder, dtype=storage_dtype(pipe.model), with_code=True)
     if (source / "LICENSE").is_file() and not trained_on_rsna(pipe.model.config):

@@ -74,7 +74,9 @@ ALLOWED: dict[str, set[str]] = {
     "splits": BASE,
     "label_tables": BASE | {"splits"},
     "data_card": BASE | {"label_tables", "splits"},
-    "data": LEAF | {"files", "hub_access", "phantom", "stored_image", "splits", "label_tables", "data_card"},
+    "own_table": BASE | {"hub_access", "splits"},
+    "data": LEAF
+    | {"files", "hub_access", "own_table", "phantom", "stored_image", "splits", "label_tables", "data_card"},
     "explore": LEAF | {"splits", "data", "stored_image", "augmentation", "image_processing_boneage"},
     # put together
     "registration": TRAVELS,

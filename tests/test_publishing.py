@@ -20,7 +20,6 @@ from make_tiny_checkpoint import CHECKPOINT, GOLDEN
 
 from boneage_hf import hub_access, radiograph
 from boneage_hf.cli import main
-
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import evaluate_checkpoint
 from boneage_hf.hub import DEFAULT_CHECKPOINT, checkpoint_revision, load_pipeline
