@@ -243,8 +243,11 @@ def _push_model(options: argparse.Namespace) -> int:
 
 
 def _push_dataset(options: argparse.Namespace) -> int:
-    from .publishing import push_dataset
+    from .publishing import publication_terms, push_dataset
 
+    terms = publication_terms(options.prepared) if options.public and options.accept_terms else None
+    if terms is not None:
+        print(terms)
     published = push_dataset(
         options.prepared,
         options.repo_id,

@@ -648,6 +648,12 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path / _MANIFEST)
 
 
+def hub_source(source: str | os.PathLike[str]) -> dict[str, str]:
+    """Id and commit of a data set of the Hub, for the provenance of what is made from it; empty for a folder."""
+    name = os.fspath(source)
+    return {"hub_id": split_id(name)[0], "commit": local_folder(name).name} if is_hub_id(name) else {}
+
+
 def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse a folder that lacks a shard or a part of one.
 

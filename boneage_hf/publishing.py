@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -59,6 +59,7 @@ _SPACE_FOLDERS = ("boneage_hf", "benchmarks")
 _SPACE_SUFFIXES = frozenset({".py", ".md", ".csv", ".json", ".typed", ".safetensors", ""})
 SPACE_MODEL_FILE = "space_model.txt"
 
+Visibility = Literal["private", "public", "new public", "new private"]
 Result = TypeVar("Result")
 
 
@@ -95,6 +96,7 @@ def push_model(
     dry_run: bool = False,
     revision: str | None = None,
     message: str | None = None,
+    visible: Visibility | None = None,
 ) -> Publication:
     """Publish a checkpoint: weights, settings, the code that travels, its licence, its `metrics.json`, and the card.
 
@@ -107,6 +109,7 @@ def push_model(
         dry_run: send nothing, only say what would be sent.
         revision: branch to commit to, made if it is not there; by default main.
         message: of the commit.
+        visible: as of [`publish`]; instead of `private`.
 
     Raises:
         InputError: the checkpoint has no measured results or no provenance, holds weights in another format than
@@ -120,7 +123,7 @@ def push_model(
             staged,
             repo_id,
             kind="model",
-            visible="private" if private else "as it is",
+            visible=visible or ("private" if private else "new public"),
             dry_run=dry_run,
             revision=revision,
             message=message or "Upload a boneage-hf checkpoint",
@@ -189,7 +192,7 @@ def push_dataset(
     source = Path(prepared)
     manifest = read_manifest(source)
     check_whole(source, manifest)
-    terms = PUBLICATION_TERMS.get(manifest["kind"])
+    terms = publication_terms(source)
     if public and terms is not None and not accept_terms:
         raise InputError(f"{terms} If that is met, add --accept-terms; else leave out --public.")
     with tempfile.TemporaryDirectory(prefix="boneage-push-") as folder:
@@ -210,6 +213,11 @@ def push_dataset(
             message=message or "Upload a prepared bone-age data set",
             replaced=("data/*",),
         )
+
+
+def publication_terms(prepared: str | Path) -> str | None:
+    """What must be met before everyone may see a prepared data set, in a sentence; None of drawn hands."""
+    return PUBLICATION_TERMS.get(read_manifest(prepared)["kind"])
 
 
 def push_space(
@@ -240,7 +248,7 @@ def push_space(
             staged,
             repo_id,
             kind="space",
-            visible="private" if private else "as it is",
+            visible="private" if private else "new public",
             dry_run=dry_run,
             revision=None,
             message=message or "Upload the bone-age Space",
@@ -381,7 +389,7 @@ def publish(
     repo_id: str,
     *,
     kind: Kind,
-    visible: str,
+    visible: Visibility,
     dry_run: bool,
     revision: str | None,
     message: str,
@@ -393,8 +401,8 @@ def publish(
     empty private repository at most.
 
     Args:
-        visible: "private" (a public repository is refused), "public" (a private one is made public), or "as it is"
-            (a new one becomes public).
+        visible: "private" (a public repository is refused), "public" (a private one is made public), or what a new
+            one is to be, where one that is there keeps its own: "new public" or "new private".
         replaced: patterns of files that go if they are not in the folder, so that no older code or shard is left.
 
     Raises:
@@ -432,7 +440,7 @@ def publish(
         done = _patiently(
             lambda: api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, revision=branch)
         )
-        show = visible == "public" or (new and visible == "as it is")
+        show = visible == "public" or (new and visible == "new public")
         if show and private is not False:
             _make_public(api, repo_id, kind)
     return Publication(
@@ -441,7 +449,7 @@ def publish(
         listed,
         revision=done.oid,
         private=not show and private is not False,
-        still_private=bool(private) and visible == "as it is",
+        still_private=bool(private) and visible == "new public",
     )
 
 

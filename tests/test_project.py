@@ -93,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
-    | {"features", "folding"},
+    | {"features", "folding", "publishing"},
     "batch": TRAVELS | {"clinical"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
     "publishing": CONFIGURATION | {"files", "data", "data_card", "hub_access", "hub", "card"},
