@@ -501,6 +501,12 @@ def main(*, model: str = "default", port: int = 7860, open_browser: bool = False
     return 0
 
 
+def _own_model() -> str:
+    """`"default"`, or in a published Space the Hub id and commit that `boneage push space` wrote beside this file."""
+    pinned = Path(__file__).resolve().with_name("space_model.txt")
+    return pinned.read_text(encoding="utf-8").strip() if pinned.is_file() else "default"
+
+
 # --- looks ----------------------------------------------------------------------------------------------------------
 
 
@@ -608,7 +614,7 @@ if __name__ == "__main__":
         wanted_port = os.environ.get("GRADIO_SERVER_PORT", "7860")
         if not wanted_port.isdecimal():
             raise InputError(f"GRADIO_SERVER_PORT must be a number, not {wanted_port!r}.")
-        raise SystemExit(main(port=int(wanted_port)))
+        raise SystemExit(main(model=_own_model(), port=int(wanted_port)))
     except InputError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,6 +1,7 @@
 """The model card of a checkpoint, filled from its config and from the metrics.json of an evaluation."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         license_name="rsna-research-weights" if rsna else None,
         license_link="LICENSE" if rsna else None,
         library_name="transformers",
+        # The Hub has no task for one number out of an image; this is the one beneath which such models are looked for.
+        pipeline_tag="image-classification",
+        base_model=_base_model(provenance),
+        datasets=_data_sets(provenance),
         tags=["bone-age", "radiograph", "medical", "hand", "image-regression", "boneage-hf"],
         metrics=["mae"],
-        eval_results=None if results is None else [_eval_result(results)],
+        eval_results=None if results is None else _eval_results(results),
     )
     card = ModelCard.from_template(
         data,
@@ -116,19 +121,51 @@ def _group_row(part: dict[str, Any]) -> str:
     return f"| {name} | {part['n']:,} | {_number(part['mae_months'])} | {interval} |"
 
 
-def _eval_result(results: dict[str, Any]) -> EvalResult:
-    drawn = results["protocol"].startswith("phantom-")
-    name = "drawn phantoms" if drawn else f"RSNA 2017 Pediatric Bone Age Challenge ({results['protocol']})"
-    return EvalResult(
-        task_type="image-regression",
-        task_name="Bone age from a hand radiograph",
-        dataset_type="bone-age",
-        dataset_name=name,
-        dataset_split=results["split"],
-        metric_type="mae",
-        metric_name="MAE (months)",
-        metric_value=round(results["metrics"]["mae_months"], 2),
-    )
+#: Measures of the metadata: key of `metrics.json`, type and name on the Hub.
+_METADATA_MEASURES = (
+    ("mae_months", "mae", "MAE (months)"),
+    ("rmse_months", "rmse", "RMSE (months)"),
+    ("within_12_months", "accuracy", "share within 12 months"),
+)
+
+
+#: First word of a protocol -> what its images are; the others are parts of the challenge.
+_DATA_NAMES = {"phantom": "drawn phantoms", "table": "radiographs of one place"}
+
+
+def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    kind = results["protocol"].partition("-")[0]
+    data = _DATA_NAMES.get(kind, "RSNA 2017 Pediatric Bone Age Challenge")
+    return [
+        EvalResult(
+            task_type="image-regression",
+            task_name="Bone age from a hand radiograph",
+            dataset_type="bone-age",
+            dataset_name=f"{data} ({results['protocol']})",
+            dataset_split=results["split"],
+            metric_type=measure,
+            metric_name=title,
+            metric_value=round(results["metrics"][key], 2),
+        )
+        for key, measure, title in _METADATA_MEASURES
+        if results["metrics"][key] is not None
+    ]
+
+
+def _base_model(provenance: dict[str, Any]) -> str | None:
+    """Hub id of the weights that training began with, also where another checkpoint lies between."""
+    initial = provenance.get("initial_weights") or {}
+    source = str(initial.get("source", ""))
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
+        return source
+    earlier = initial.get("provenance")
+    return _base_model(earlier) if earlier else None
+
+
+def _data_sets(provenance: dict[str, Any]) -> list[str] | None:
+    """Hub id of the data set of the training, where it came from there."""
+    source = (provenance.get("data") or {}).get("hub_id")
+    return [source] if source else None
 
 
 def _rows(measures: dict[str, tuple[dict[str, Any], str]]) -> str:

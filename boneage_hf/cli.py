@@ -8,36 +8,62 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import InputError
 from .recipes import add_training_arguments
 from .sex import SEXES
 
+if TYPE_CHECKING:
+    from .own_table import TableColumns
+
 
 def _prepare(options: argparse.Namespace) -> int:
-    from .data import prepare, prepare_phantoms
+    from . import data
+    from .own_table import is_table
 
-    size = None if options.size == "original" else _positive_integer(options.size, "--size")
+    settings: dict[str, Any] = {}  # those that were asked for
+    if options.size is not None:
+        settings["size"] = None if options.size == "original" else _positive_integer(options.size, "--size")
+    if options.seed is not None:
+        settings["seed"] = options.seed
     if options.phantom is not None:
         if options.out is not None:
             raise InputError("With --phantom there is no SOURCE: boneage prepare --phantom 200 OUT.")
-        if size is None or options.skip_bad or options.split != "reference":
+        if settings.get("size", 1) is None or options.skip_bad or options.split not in (None, "reference"):
             raise InputError("--phantom takes a --size in px and neither --split nor --skip-bad.")
-        report = prepare_phantoms(options.phantom, Path(options.source), seed=options.seed, size=size)
+        report = data.prepare_phantoms(options.phantom, Path(options.source), **settings)
+    elif options.out is None:
+        raise InputError("boneage prepare needs SOURCE and OUT.")
+    elif data.is_prepared_on_hub(options.source):
+        rule = {} if options.split is None else {"split": options.split}
+        report = data.copy_from_hub(options.source, options.out, settings | rule)
+    elif data.is_hub_id(options.source) or is_table(options.source):
+        if options.split not in (None, "reference"):
+            raise InputError("A table of your own is split by the reference rule: leave out --split official.")
+        columns = _table_columns(options)
+        report = data.prepare_table(options.source, options.out, columns, skip_bad=options.skip_bad, **settings)
     else:
-        if options.out is None:
-            raise InputError("boneage prepare needs SOURCE and OUT.")
-        report = prepare(
-            Path(options.source),
-            Path(options.out),
-            size=size,
-            skip_bad=options.skip_bad,
-            split=options.split,
-            seed=options.seed,
-        )
+        rule = {} if options.split is None else {"split": options.split}
+        report = data.prepare(options.source, options.out, skip_bad=options.skip_bad, **settings, **rule)
     print(report)
     return 0
+
+
+def _table_columns(options: argparse.Namespace) -> "TableColumns":
+    from .own_table import TableColumns, parse_sex_values
+
+    if options.age_unit is None:
+        raise InputError("Say what the table's ages are in: --age-unit months, or --age-unit years.")
+    named = {
+        "file": options.file_column,
+        "sex": options.sex_column,
+        "age": options.age_column,
+        "id": options.id_column,
+        "sex_values": None if options.sex_values is None else parse_sex_values(options.sex_values),
+    }
+    return TableColumns(options.age_unit, **{name: value for name, value in named.items() if value is not None})
 
 
 def _explore(options: argparse.Namespace) -> int:
@@ -212,6 +238,55 @@ def _card(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push_model(options: argparse.Namespace) -> int:
+    from .publishing import push_model
+
+    published = push_model(
+        options.checkpoint,
+        options.repo_id,
+        metrics_file=None if options.metrics is None else Path(options.metrics),
+        private=options.private,
+        dry_run=options.dry_run,
+        revision=options.revision,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
+def _push_dataset(options: argparse.Namespace) -> int:
+    from .publishing import publication_terms, push_dataset
+
+    terms = publication_terms(options.prepared) if options.public and options.accept_terms else None
+    if terms is not None:
+        print(terms)
+    published = push_dataset(
+        options.prepared,
+        options.repo_id,
+        public=options.public,
+        accept_terms=options.accept_terms,
+        dry_run=options.dry_run,
+        revision=options.revision,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
+def _push_space(options: argparse.Namespace) -> int:
+    from .publishing import push_space
+
+    published = push_space(
+        options.repo_id,
+        model=options.model,
+        private=options.private,
+        dry_run=options.dry_run,
+        message=options.message,
+    )
+    print(published)
+    return 0
+
+
 def _convert_lite0(options: argparse.Namespace) -> int:
     from .initial_weights import convert_lite0
 
@@ -267,13 +342,24 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     prepare = add("prepare", _prepare, "RSNA files -> a data set in parquet with a data card")
-    prepare.add_argument("source", help="folder in the layout of the challenge (with --phantom: the folder to write)")
+    prepare.add_argument(
+        "source",
+        help="folder in the layout of the challenge, a CSV or parquet table of your own, or the Hub id of a data set "
+        "(with --phantom: the folder to write)",
+    )
     prepare.add_argument("out", nargs="?", help="folder to write")
-    prepare.add_argument("--size", default="512", help='largest side of the stored images in px, or "original"')
-    prepare.add_argument("--split", choices=("reference", "official"), default="reference")
-    prepare.add_argument("--seed", type=int, default=2017, help="of the reference split (default: %(default)s)")
+    prepare.add_argument("--size", help='largest side of the stored images in px, or "original" (default: 512)')
+    prepare.add_argument("--split", choices=("reference", "official"), help="rule of the split (default: reference)")
+    prepare.add_argument("--seed", type=int, help="of the reference split (default: 2017)")
     prepare.add_argument("--skip-bad", action="store_true", help="leave out and record unusable images")
     prepare.add_argument("--phantom", type=int, metavar="N", help="N drawn hands instead of a SOURCE")
+    own = prepare.add_argument_group("a table of your own, or a data set of the Hub that was not prepared")
+    own.add_argument("--file-column", metavar="NAME", help="paths, or images inside the table (default: file)")
+    own.add_argument("--sex-column", metavar="NAME", help="default: sex")
+    own.add_argument("--age-column", metavar="NAME", help="bone age (default: bone_age_months)")
+    own.add_argument("--id-column", metavar="NAME", help="ids to keep, which name no person (default: row numbers)")
+    own.add_argument("--age-unit", choices=("months", "years"), help="of the age column; required")
+    own.add_argument("--sex-values", metavar="M=male,F=female", help="codes of the sex column (default: the words)")
 
     explore = add("explore", _explore, "plots of a prepared data set and a contact sheet of the augmentation")
     explore.add_argument("dataset")
@@ -359,6 +445,36 @@ def build_parser() -> argparse.ArgumentParser:
     fold = add("fold", _fold, "a checkpoint with vgg19_bn -> the same network as plain vgg19")
     fold.add_argument("checkpoint", help="folder or Hub id")
     fold.add_argument("out", help="folder of the new checkpoint")
+
+    push = commands.add_parser("push", help="publish a checkpoint, data set or Space on the Hub, as one commit")
+    kinds = push.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for what, run_push, text in (
+        ("model", _push_model, "a checkpoint with code, card, licence and results"),
+        ("dataset", _push_dataset, "a prepared data set; private unless --public"),
+        ("space", _push_space, "the Space, with the model inside or by its id"),
+    ):
+        kind = kinds.add_parser(what, help=text, description=text)
+        kind.set_defaults(run=run_push)
+        if what == "model":
+            kind.add_argument("checkpoint", help='folder, Hub id, or "default"')
+        elif what == "dataset":
+            kind.add_argument("prepared", help="folder written by `boneage prepare`")
+        kind.add_argument("repo_id", metavar="OWNER/NAME", help="made if it is not there")
+        if what == "model":
+            kind.add_argument(
+                "--metrics", help="metrics.json of `boneage evaluate` (default: the one beside the weights)"
+            )
+        elif what == "space":
+            kind.add_argument("--model", required=True, help="Hub id, pinned at its revision; or the word inside")
+        if what == "dataset":
+            kind.add_argument("--public", action="store_true", help="let everyone see it")
+            kind.add_argument("--accept-terms", action="store_true", help="the terms of the images are met")
+        else:
+            kind.add_argument("--private", action="store_true", help="only for you (default: public)")
+        if what != "space":
+            kind.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+        kind.add_argument("--message", help="of the commit")
+        kind.add_argument("--dry-run", action="store_true", help="list files and sizes, send nothing")
 
     demo = add("demo", _demo, "open the Space")
     demo.add_argument("--model", default="default", help="folder, Hub id, or default")

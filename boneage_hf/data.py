@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import datasets
@@ -30,7 +32,9 @@ from tqdm import tqdm
 from .data_card import SPLIT_RULES, SPLITS, PreparedRow, manifest_of, render
 from .errors import InputError
 from .files import write_bytes
+from .hub_access import download, is_hub_id, split_id
 from .label_tables import PROBLEMS, is_labelled, read_challenge
+from .own_table import TableColumns, read_own_table
 from .radiograph import Radiograph, read
 from .sex import SEX_INDEX, SEXES, Sex
 from .splits import REFERENCE_SEED, Assignment, calibration_half, fingerprint, id_order, reference_split
@@ -47,6 +51,7 @@ __all__ = [
     "load_split",
     "prepare",
     "prepare_phantoms",
+    "prepare_table",
     "read_manifest",
     "reference_split",
 ]
@@ -228,6 +233,103 @@ def prepare_phantoms(
         return _prepare_table(table, Path(out), settings, key=key, skip_bad=False, progress=progress)
 
 
+def prepare_table(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    columns: TableColumns,
+    *,
+    size: int | None = DEFAULT_SIZE,
+    skip_bad: bool = False,
+    seed: int = REFERENCE_SEED,
+    progress: bool = True,
+) -> PrepareReport:
+    """Build a prepared data set from a table of one's own, with the checks and the split rule of :func:`prepare`.
+
+    Radiographs may be any file that :func:`boneage_hf.radiograph.read` reads, DICOM included. Of a file only its
+    pixels are kept: neither its name nor anything of its header.
+
+    Args:
+        source: CSV or parquet file, or Hub id of a data set; see :func:`boneage_hf.own_table.read_own_table`.
+        columns: how to read it.
+
+    Others and errors as of :func:`prepare`.
+    """
+    _check_settings(size, seed)
+    settings = {"kind": "table", "size": size, "split": "reference", "seed": seed}
+    name = os.fspath(source)
+    if is_hub_id(name):
+        repo_id, _ = split_id(name)
+        commit = local_folder(name, ["README.md"]).name
+        settings |= {"hub_id": repo_id, "commit": commit}
+        name = f"{repo_id}@{commit}"
+    with tempfile.TemporaryDirectory(prefix="boneage-table-") as scratch:
+        table = read_own_table(name, columns, scratch=Path(scratch))
+        # Images that lie inside the table are in the scratch folder, whose name is another one in each run.
+        base = Path(scratch) if any(_below(path, Path(scratch)) for path in table["path"]) else Path(name).parent
+        key = _plan_key(table, base, settings)
+        return _prepare_table(table, Path(out), settings, key=key, skip_bad=skip_bad, progress=progress)
+
+
+def _below(path: Path | None, folder: Path) -> bool:
+    return path is not None and path.is_relative_to(folder)
+
+
+def is_prepared_on_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is the Hub id of a data set that :func:`prepare` built.
+
+    Raises:
+        InputError: if the Hub has no such data set or cannot be reached.
+    """
+    return is_hub_id(os.fspath(source)) and (local_folder(source, [_MANIFEST, "README.md"]) / _MANIFEST).is_file()
+
+
+def copy_from_hub(
+    source: str, out: str | os.PathLike[str], asked: Mapping[str, Any] = MappingProxyType({})
+) -> PrepareReport:
+    """Copy a prepared data set of the Hub into a folder, whole or not at all, and check its labels.
+
+    Args:
+        source: Hub id.
+        out: folder to write; new, empty, or holding this very data set.
+        asked: settings that it must have been prepared with, as in its manifest.
+
+    Raises:
+        InputError: it was prepared with other settings, its labels are not those of its manifest, ``out`` holds
+            something else, or the Hub is in the way.
+    """
+    manifest = read_manifest(source)
+    settings = manifest["settings"]
+    differences = [f"{name} {settings.get(name)!r}" for name, value in asked.items() if settings.get(name) != value]
+    if differences:
+        raise InputError(
+            f"{source} was prepared with {', '.join(differences)}, which a copy cannot change: leave that option out."
+        )
+    target = Path(out)
+    done = _finished(target, manifest["key"], settings, skip_bad=True)
+    if done is not None:
+        return done
+    folder = local_folder(source)
+    check_whole(folder, manifest)
+    for name, summary in manifest["splits"].items():
+        shards = [folder / file for file, facts in manifest["files"].items() if facts["split"] == name]
+        labels = pa.concat_tables([pq.read_table(shard, columns=["id", "bone_age_months"]) for shard in shards])
+        months = labels["bone_age_months"].to_numpy().astype(np.float64)
+        if fingerprint(labels["id"].to_pylist(), months) != summary["fingerprint"]:
+            raise InputError(f"The labels of {source} are not those of its manifest: ask its owner to push it again.")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name in (*manifest["files"], "README.md", _MANIFEST):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        if target.is_dir():
+            shutil.rmtree(target)  # empty, or the damaged rest of this very data set
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _report(target, manifest, already_prepared=False)
+
+
 def _check_settings(size: int | None, seed: int) -> None:
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 32):
         raise InputError(
@@ -280,7 +382,7 @@ def _plan_key(table: pd.DataFrame, source: Path, settings: Mapping[str, Any]) ->
     for path, *label in zip(
         *(table[column] for column in ("path", "id", "bone_age_months", "sex", "part", "problem")), strict=True
     ):
-        file = None if path is None else [path.relative_to(source).as_posix(), path.stat().st_size]
+        file = None if path is None else [Path(os.path.relpath(path, source)).as_posix(), path.stat().st_size]
         rows.append([*map(str, label), file])
     return hashlib.sha256(json.dumps([dict(settings), rows]).encode()).hexdigest()
 
@@ -503,13 +605,40 @@ def _report(out: Path, manifest: Mapping[str, Any], *, already_prepared: bool) -
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What prepared.json of a prepared data set says, see :func:`boneage_hf.data_card.manifest_of`.
+def local_folder(source: str | os.PathLike[str], files: Sequence[str] | None = None) -> Path:
+    """The folder of a prepared data set; that of a Hub id is downloaded into the Hub's cache first.
+
+    Args:
+        source: folder, or a Hub id, with its revision if need be: ``"owner/name@main"``.
+        files: names of those to download, all by default.
 
     Raises:
-        InputError: if ``folder`` holds no prepared data set, or an unfinished one.
+        InputError: if the Hub has no such data set or cannot be reached.
     """
-    path = Path(folder)
+    name = os.fspath(source)
+    if not is_hub_id(name):
+        return Path(name)
+    repo_id, revision = split_id(name)
+    return download(repo_id, files or (_MANIFEST, "README.md", "data/*"), kind="dataset", revision=revision)
+
+
+def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What prepared.json of a prepared data set says, see :func:`boneage_hf.data_card.manifest_of`.
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        InputError: if there is no prepared data set, or an unfinished one.
+    """
+    if is_hub_id(os.fspath(source)):
+        manifest = local_folder(source, [_MANIFEST]) / _MANIFEST
+        if not manifest.is_file():
+            raise InputError(
+                f"{source} is no prepared data set on the Hub: run `boneage prepare {source} OUT` and give OUT."
+            )
+        return _read_json(manifest)
+    path = Path(source)
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; run `boneage prepare SOURCE {path}` first.")
     if (path / _PLAN).exists():
@@ -519,15 +648,34 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path / _MANIFEST)
 
 
-def load_prepared(folder: str | os.PathLike[str]) -> DatasetDict:
-    """Load a prepared data set: the splits "train", "validation" and "test" (without those that are empty).
+def hub_source(source: str | os.PathLike[str]) -> dict[str, str]:
+    """Id and commit of a data set of the Hub, for the provenance of what is made from it; empty for a folder."""
+    name = os.fspath(source)
+    return {"hub_id": split_id(name)[0], "commit": local_folder(name).name} if is_hub_id(name) else {}
+
+
+def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder that lacks a shard or a part of one.
 
     Raises:
-        InputError: if ``folder`` holds no prepared data set, or one that is unfinished or damaged.
+        InputError: with the cure.
     """
-    path = Path(folder)
-    if _damaged(path, read_manifest(path)):
-        raise InputError(f"{path} is damaged (a shard is missing or cut); run the same `boneage prepare` again.")
+    if _damaged(folder, manifest):
+        raise InputError(f"{folder} is damaged (a shard is missing or cut); run the same `boneage prepare` again.")
+
+
+def load_prepared(source: str | os.PathLike[str]) -> DatasetDict:
+    """Load a prepared data set: the splits "train", "validation" and "test" (without those that are empty).
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        InputError: if there is no prepared data set, or one that is unfinished or damaged.
+    """
+    manifest = read_manifest(source)
+    path = local_folder(source)
+    check_whole(path, manifest)
     with _quiet_datasets():
         loaded = datasets.load_dataset(str(path.resolve()))
     return loaded
@@ -537,7 +685,7 @@ def load_split(data: str | os.PathLike[str] | DatasetDict, name: str) -> Dataset
     """One split of a prepared data set.
 
     Args:
-        data: the folder, or what :func:`load_prepared` returned.
+        data: folder, Hub id, or what :func:`load_prepared` returned.
         name: "train", "validation", "test"; or "calibration" (the half of validation that is reserved for it) or
             "selection" (the other half, for choosing an epoch or a model).
 

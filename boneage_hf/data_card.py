@@ -13,7 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from . import __version__
-from .label_tables import CHALLENGE_PARTS, PROBLEMS, is_labelled
+from .label_tables import CHALLENGE_PARTS, PROBLEMS, ChallengePart, is_labelled
 from .sex import Sex
 from .splits import AGE_BAND_MONTHS, MAX_BONE_AGE_MONTHS, age_band, age_band_name, fingerprint
 
@@ -51,8 +51,38 @@ _PHANTOM_TERMS = (
     "and a result on them says nothing about children."
 )
 
+#: Kind of data set -> what must be met before everyone may see it; drawn hands have no such terms.
+PUBLICATION_TERMS: Mapping[str, str] = MappingProxyType(
+    {
+        "rsna": (
+            "The RSNA challenge gives its images and labels for non-commercial research and does not allow to re-host "
+            "them, so a public copy needs the permission of the RSNA."
+        ),
+        "table": (
+            "These are radiographs of patients: to show them to everyone needs the consent or the waiver that your "
+            "ethics committee asks for, and pixels without names burnt in."
+        ),
+    }
+)
+
+_TABLE_TERMS = (
+    "**Radiographs of patients**, prepared from a table of their owner's own. Who may see them, and for what, is for "
+    "the owner and the ethics committee to say: do not pass them on without both."
+)
+
 # So many ids of left-out rows are listed in the card; prepared.json has all of them.
 _LISTED_IDS = 20
+
+
+_TITLES = {
+    "phantom": "Drawn hand phantoms with bone ages",
+    "rsna": "RSNA paediatric bone age, prepared",
+    "table": "Hand radiographs with bone ages, prepared",
+}
+#: What a table of one's own is the only part of; nothing was published of it to compare with.
+_OWN_PART = ChallengePart(
+    name="table", id_column="", age_column="", sex_column="", sex_codes=MappingProxyType({}), folders=(), rows=0
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +114,7 @@ def manifest_of(
         rows: what was written.
         left_out: kind of problem -> names of the rows.
         files: name of a shard -> ``split``, ``rows``, ``bytes``.
-        settings: ``kind`` ("rsna" or "phantom"), ``size``, ``split``, ``seed``.
+        settings: ``kind`` ("rsna", "phantom" or "table"), ``size``, ``split``, ``seed``.
         key: hash of source and settings, by which a second run knows the folder.
     """
     source, warnings = _source_parts(table, problems, compare=settings["kind"] == "rsna")
@@ -130,7 +160,7 @@ def _source_parts(
     """The labelled rows of each part of the source, and where they differ from the published part."""
     parts: list[dict[str, Any]] = []
     warnings: list[str] = []
-    for part in CHALLENGE_PARTS:
+    for part in (*CHALLENGE_PARTS, _OWN_PART):
         labelled = [
             row for row, problem in enumerate(problems) if table["part"][row] == part.name and is_labelled(problem)
         ]
@@ -161,14 +191,15 @@ def _source_parts(
     return parts, warnings
 
 
-def render(manifest: Mapping[str, Any], *, features: Features) -> str:
+def render(manifest: Mapping[str, Any], *, features: Features, name: str = "THIS_FOLDER") -> str:
     """README.md of a prepared data set.
 
     Args:
         manifest: content of ``prepared.json``.
         features: the Features of the shards.
+        name: what a user types to load it.
     """
-    return f"---\n{_metadata(manifest, features)}\n---\n\n{_body(manifest)}"
+    return f"---\n{_metadata(manifest, features)}\n---\n\n{_body(manifest, name)}"
 
 
 def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
@@ -183,14 +214,15 @@ def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
             for name, summary in manifest["splits"].items()
         }
     )
-    phantom = manifest["kind"] == "phantom"
+    kind = manifest["kind"]
+    phantom = kind == "phantom"
     data = DatasetCardData(
-        pretty_name="Drawn hand phantoms with bone ages" if phantom else "RSNA paediatric bone age, prepared",
-        license="apache-2.0" if phantom else "other",
+        pretty_name=_TITLES[kind],
+        license={"phantom": "apache-2.0", "rsna": "other"}.get(kind),
         task_categories=["image-classification"],
         tags=["bone-age", "radiograph", "hand", "regression", *(["synthetic"] if phantom else ["medical"])],
     )
-    if not phantom:
+    if kind == "rsna":
         data["license_name"] = "rsna-bone-age-challenge-non-commercial"
     info = DatasetInfo(features=features, splits=splits, dataset_size=sum(file["bytes"] for file in files.values()))
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
@@ -199,11 +231,10 @@ def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
     return data.to_yaml()
 
 
-def _body(manifest: Mapping[str, Any]) -> str:
-    phantom = manifest["kind"] == "phantom"
+def _body(manifest: Mapping[str, Any], name: str) -> str:
+    kind = manifest["kind"]
     settings = manifest["settings"]
     size = settings["size"]
-    title = "Drawn hand phantoms with bone ages" if phantom else "RSNA paediatric bone age, prepared"
     stored = (
         "Images are stored as they were."
         if size is None
@@ -220,9 +251,9 @@ def _body(manifest: Mapping[str, Any]) -> str:
         ["`calibration`", "true for the half of `validation` that is reserved for calibrating intervals"],
     ]
     sections = [
-        f"# {title}",
-        _PHANTOM_TERMS if phantom else _RSNA_TERMS,
-        "```python\nfrom datasets import load_dataset\n\nload_dataset('THIS_FOLDER')  # or split='train'\n```",
+        f"# {_TITLES[kind]}",
+        {"phantom": _PHANTOM_TERMS, "rsna": _RSNA_TERMS, "table": _TABLE_TERMS}[kind],
+        f"```python\nfrom datasets import load_dataset\n\nload_dataset('{name}')  # or split='train'\n```",
         "## Fields\n\n" + _table(["field", "content"], fields),
         f"{stored} Every other 8-bit grey PNG or JPEG file is kept byte for byte, unless it carries text or EXIF "
         "metadata: then its pixels are stored again without loss and without them.",
@@ -258,7 +289,7 @@ def _body(manifest: Mapping[str, Any]) -> str:
     if manifest["warnings"]:
         sections.append("## Warnings\n\n" + "\n".join(f"* {warning}" for warning in manifest["warnings"]))
     sections.append("## Left out\n\n" + _left_out(manifest["left_out"]))
-    if not phantom:
+    if kind == "rsna":
         sections.append("## Citation\n\n" + CITATION)
     sections.append(
         f"Written by boneage-hf {manifest['package_version']}; `prepared.json` says the same for machines."

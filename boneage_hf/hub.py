@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
+from .hub_access import download, is_hub_id, split_id
 from .image_processing_boneage import BoneAgeImageProcessor, BoneAgeImageProcessorKwargs
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline
@@ -23,6 +24,9 @@ from .registration import TASK
 
 #: The checkpoint that ships with the package; `"default"` names it wherever a checkpoint is asked for.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "default"
+
+SETTINGS_FILES = ("config.json", "preprocessor_config.json")
+WEIGHTS_FILE = "model.safetensors"
 
 #: Terms of weights that were trained on RSNA images.
 WEIGHTS_LICENCE = DEFAULT_CHECKPOINT / "LICENSE"
@@ -189,7 +193,8 @@ def load_pipeline(
     """The bone-age pipeline of a checkpoint. Its own code is used, never code that lies beside the weights.
 
     Args:
-        checkpoint: `"default"` (ships with the package, needs no network), a checkpoint folder, or a Hub id.
+        checkpoint: `"default"` (ships with the package, needs no network), a checkpoint folder, or a Hub id, with its
+            revision if need be: `"owner/name@main"`. Of a Hub repository only JSON and safetensors are downloaded.
         revision: branch, tag or commit of a Hub id.
         device: as `transformers.pipeline` takes it; by default the first accelerator, or else the CPU.
         dtype: of the weights in memory, by default float32.
@@ -199,30 +204,24 @@ def load_pipeline(
             damaged or do not belong together.
     """
     source = resolve_checkpoint(checkpoint)
+    folder = checkpoint_folder(source, revision=revision, files=SETTINGS_FILES)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, BoneAgeConfig):
             raise InputError(f"This checkpoint is a {config.model_type} model, not a bone-age model of this package.")
-        processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        if is_hub_id(source):  # only now that it is known to be one of ours; of the very commit of the settings
+            folder = checkpoint_folder(split_id(source)[0], revision=folder.name, files=(WEIGHTS_FILE,))
+        processor = AutoImageProcessor.from_pretrained(folder)
         with _no_progress_bar():  # a model of 10 to 40 MB loads in a blink
-            model = BoneAgeModel.from_pretrained(
-                source, config=config, revision=revision, dtype=dtype or torch.float32
-            )
+            model = BoneAgeModel.from_pretrained(folder, config=config, dtype=dtype or torch.float32)
     except InputError:
         raise
     except SafetensorError:
         raise InputError(
             "The checkpoint's model.safetensors is damaged or truncated: download or save it again."
         ) from None
-    except OSError as error:
-        if Path(source).is_dir():
-            raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
-        raise InputError(
-            f"{source} is neither a checkpoint folder nor a model that the Hub gives or that was downloaded before: "
-            "check the spelling, the revision and the connection."
-        ) from None
     # AttributeError and TypeError: JSON that is whole but means something else, for example an unknown dtype.
-    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
     if not isinstance(processor, BoneAgeImageProcessor):
         raise InputError(f"The checkpoint's preprocessor_config.json is that of a {type(processor).__name__}.")
@@ -231,6 +230,8 @@ def load_pipeline(
             f"The checkpoint's image processor makes images of {processor.size['height']} x {processor.size['width']} "
             f"px, but its model needs {config.image_size} x {config.image_size}: give both the same size."
         )
+    if is_hub_id(source):
+        model.name_or_path = config.name_or_path = split_id(source)[0]  # not the folder of the cache
     chosen = torch.device(device) if isinstance(device, str) else device
     return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=chosen)
 
@@ -262,11 +263,41 @@ def resolve_checkpoint(checkpoint: str | Path) -> str:
             raise InputError(
                 'There is no checkpoint at that path: name a folder with a config.json, a Hub id, or "default".'
             )
-        for name in ("model.safetensors", "preprocessor_config.json"):
+        for name in (WEIGHTS_FILE, "preprocessor_config.json"):
             if not (path / name).is_file():
                 raise InputError(f"The checkpoint folder has no {name}: copy or save the whole checkpoint.")
         return str(path)
     return str(checkpoint)
+
+
+def checkpoint_folder(
+    checkpoint: str | Path, *, revision: str | None = None, files: Sequence[str] | None = None
+) -> Path:
+    """The folder of a checkpoint on this disk; that of a Hub id is downloaded into the Hub's cache first.
+
+    Args:
+        checkpoint: as of [`load_pipeline`].
+        revision: of a Hub id; instead of the one that may follow its `@`.
+        files: to download; by default those of a checkpoint and its `metrics.json`.
+
+    Raises:
+        InputError: there is no such checkpoint, or one of the files is not in it.
+    """
+    source = resolve_checkpoint(checkpoint)
+    if Path(source).is_dir():
+        return Path(source)
+    if not is_hub_id(source):
+        raise InputError(
+            f"{source} is neither a checkpoint folder nor a Hub id: name a folder with a config.json, OWNER/NAME, or "
+            '"default".'
+        )
+    repo_id, own = split_id(source)
+    wanted = files or (*SETTINGS_FILES, WEIGHTS_FILE, "metrics.json", "LICENSE")
+    folder = download(repo_id, list(wanted), revision=revision or own)
+    for name in {*SETTINGS_FILES, WEIGHTS_FILE}.intersection(wanted):
+        if not (folder / name).is_file():
+            raise InputError(f"The Hub's model {repo_id} has no {name}, so it is no checkpoint of this package.")
+    return folder
 
 
 #: Fields of the config that decide how a model trains or where it comes from, not what it predicts.

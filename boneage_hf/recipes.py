@@ -258,7 +258,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `boneage train` and `python -m boneage_hf.training` share."""
-    parser.add_argument("dataset", help="folder written by `boneage prepare`")
+    parser.add_argument("dataset", help="folder written by `boneage prepare`, or the Hub id of one that was pushed")
     parser.add_argument("out", help="run folder: a name below BONEAGE_RUNS, or a path with a separator")
     parser.add_argument(
         "--recipe", help=f"{', '.join([*RECIPES, *PLANS])}, or a .json file (default: {DEFAULT_RECIPE})"
@@ -277,4 +277,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT, with its own recipe")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), help="default: no")
     parser.add_argument("--accumulation", type=int, default=1, metavar="STEPS", help="gradient accumulation steps")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="publish the best checkpoint at the end, with its error on the selection half; private if it is new",
+    )
     parser.add_argument("--save-minutes", type=float, default=5.0, help="how often the state is saved within an epoch")

@@ -39,9 +39,9 @@ from tqdm.auto import tqdm
 from . import __version__, augmentation
 from .backbones_boneage import TransformersBackbone
 from .configuration_boneage import BoneAgeConfig
-from .data import fingerprint, load_split, read_manifest
+from .data import fingerprint, hub_source, load_split, read_manifest
 from .errors import InputError
-from .evaluation import float16_difference, git_commit, package_versions, predict_prepared
+from .evaluation import evaluate_checkpoint, float16_difference, git_commit, package_versions, predict_prepared
 from .features import CachedFeatures, cached_features
 from .files import write_text
 from .folding import fold_checkpoint
@@ -57,6 +57,7 @@ from .initial_weights import (
 )
 from .modeling_boneage import BoneAgeModel
 from .prepared import PreparedImages, prepare_images
+from .publishing import check_access, push_model
 from .recipes import (
     DEFAULT_RECIPE,
     PLANS,
@@ -763,7 +764,8 @@ def train(
     """Train a recipe; the best weights by validation MAE end in `folder/checkpoint`.
 
     Args:
-        dataset: folder written by `boneage prepare`. "train" trains, the selection half of "validation" selects.
+        dataset: folder written by `boneage prepare`, or Hub id. "train" trains, the selection half of "validation"
+            selects.
         folder: the run folder: recipe and provenance, state, `metrics.jsonl`, TensorBoard files, `learning_curve.png`,
             `checkpoint`.
         recipe: required unless resuming; a resumed run keeps its own, and refuses another.
@@ -812,7 +814,7 @@ def train(
         model.config.provenance = {
             "recipe": recipe.to_dict(),
             "initial_weights": initial,
-            "data": {"kind": manifest["kind"], **manifest["settings"]},
+            "data": {"kind": manifest["kind"], **manifest["settings"], **hub_source(dataset)},
             "train_n": len(train_images),
             "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
             "selection_n": len(validation_images),
@@ -945,6 +947,8 @@ def _start_of(stage: Stage, before: Path, folded: Path) -> str:
 
 def run_from_arguments(options: argparse.Namespace) -> int:
     folder = run_folder(options.out)
+    if options.push_to_hub is not None:
+        check_access(options.push_to_hub)
     if options.recipe in PLANS:
         if (folder / "stage-1" / RUN_FILE).is_file() and not options.resume:
             raise InputError("This folder holds a run already; continue it with --resume or choose another folder.")
@@ -957,7 +961,7 @@ def run_from_arguments(options: argparse.Namespace) -> int:
             accumulation=options.accumulation,
             save_minutes=options.save_minutes,
         )
-        return _tell(result)
+        return _tell(result, options, folder)
     if options.resume and (folder / "stage-1" / RUN_FILE).is_file():
         raise InputError(f"This run has stages: name its recipe again ({', '.join(PLANS)}) beside --resume.")
     own = options.resume and options.recipe is None and not options.set
@@ -972,14 +976,31 @@ def run_from_arguments(options: argparse.Namespace) -> int:
         accumulation=options.accumulation,
         save_minutes=options.save_minutes,
     )
-    return _tell(result)
+    return _tell(result, options, folder)
 
 
-def _tell(result: TrainingResult) -> int:
+def _tell(result: TrainingResult, options: argparse.Namespace, folder: Path) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"best epoch {result.epoch}: validation MAE {result.validation_mae_months:.2f} months")
         print(f"checkpoint: {result.checkpoint}")
+        if options.push_to_hub is not None:
+            _push(result.checkpoint, options, folder / "evaluation")
     return 0
+
+
+def _push(checkpoint: Path, options: argparse.Namespace, out: Path) -> None:
+    """Measure the best checkpoint on the selection half, and publish it with that.
+
+    Raises:
+        InputError: the Hub is in the way; what to do is printed.
+    """
+    evaluate_checkpoint(str(checkpoint), options.dataset, split="selection", out=out, progress=False)
+    metrics = out / "metrics.json"
+    try:
+        print(push_model(checkpoint, options.push_to_hub, metrics_file=metrics, visible="new private"))
+    except InputError:
+        print(f"not published; again: boneage push model {checkpoint} {options.push_to_hub} --metrics {metrics}")
+        raise
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hub_server import READ_WRITE, HubServer
 
 # Hugging Face libraries, Gradio, PyTorch and matplotlib read these once, when they are imported: so they are set here,
 # before any test module is. Test processes of pytest-xdist inherit HF_HOME from the process that started them.
@@ -23,6 +26,8 @@ os.environ |= {
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "MPLBACKEND": "Agg",
 }
@@ -79,6 +84,34 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub that this process talks to, with a token that may write to `clinic/...`, and an empty cache."""
+    import datasets.config
+    import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
+
+    from boneage_hf import publishing
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+        monkeypatch.setenv("HF_TOKEN", READ_WRITE)
+        no_wait = SimpleNamespace(**{**vars(time), "sleep": server.waited.append})
+        monkeypatch.setattr(http, "time", no_wait)
+        monkeypatch.setattr(publishing, "time", no_wait)
+        http.close_session()  # made anew with these settings
+        yield server
+        http.close_session()
 
 
 @pytest.fixture(scope="session")

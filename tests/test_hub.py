@@ -329,11 +329,16 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
     assert "config.json" in refusal_of(tmp_path)
 
 
-@pytest.mark.parametrize("hub_id", ["nobody/no-such-model", "no-such-model", "not a hub id"])
+@pytest.mark.parametrize("hub_id", ["nobody/no-such-model", "nobody/no-such-model@main"])
 def test_a_hub_id_that_cannot_be_reached_is_one_sentence(hub_id: str) -> None:
     sentence = refusal_of(hub_id)
-    assert hub_id in sentence
+    assert "nobody/no-such-model" in sentence
     assert "connection" in sentence
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "not a hub id", "a/b@"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_one_sentence(name: str) -> None:
+    assert "neither a checkpoint folder nor a Hub id" in refusal_of(name)
 
 
 def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:

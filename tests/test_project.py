@@ -30,7 +30,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 COMMANDS = (
     *("prepare", "explore", "train", "fit-interval", "evaluate", "predict", "explain"),
-    *("calibrate", "summary", "card", "convert-lite0", "fold", "demo"),
+    *("calibrate", "summary", "card", "convert-lite0", "fold", "push", "demo"),
 )
 
 # --- who may import whom --------------------------------------------------------------------------------------------
@@ -74,7 +74,9 @@ ALLOWED: dict[str, set[str]] = {
     "splits": BASE,
     "label_tables": BASE | {"splits"},
     "data_card": BASE | {"label_tables", "splits"},
-    "data": LEAF | {"files", "phantom", "stored_image", "splits", "label_tables", "data_card"},
+    "own_table": BASE | {"hub_access", "splits"},
+    "data": LEAF
+    | {"files", "hub_access", "own_table", "phantom", "stored_image", "splits", "label_tables", "data_card"},
     "explore": LEAF | {"splits", "data", "stored_image", "augmentation", "image_processing_boneage"},
     # put together
     "registration": TRAVELS,
@@ -82,7 +84,8 @@ ALLOWED: dict[str, set[str]] = {
     "prepared": BASE | {"radiograph", "image_processing_boneage"},
     "features": MODEL | {"augmentation", "image_processing_boneage", "prepared"},
     "recipes": BASE,
-    "hub": TRAVELS | {"registration"},
+    "hub_access": BASE,
+    "hub": TRAVELS | {"registration", "hub_access"},
     "summary": MODEL | {"hub"},
     "folding": MODEL | {"hub"},
     "evaluation_plots": BASE | {"files", "splits"},
@@ -90,9 +93,10 @@ ALLOWED: dict[str, set[str]] = {
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
-    | {"features", "folding"},
+    | {"features", "folding", "publishing"},
     "batch": TRAVELS | {"clinical"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
+    "publishing": CONFIGURATION | {"files", "data", "data_card", "hub_access", "hub", "card"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}
@@ -344,7 +348,7 @@ def test_the_commands_in_a_document_exist(document: str, capsys: pytest.CaptureF
             assert {a for a in arguments if "=" not in a and not a.startswith("-")} <= set(targets)
             assert {a.split("=")[0] for a in arguments if "=" in a} <= set(variables)
         elif name in mains:
-            words = [a for a in arguments[:1] if not a.startswith("-")]
+            words = [a for a in arguments[: 2 if arguments[:1] == ["push"] else 1] if not a.startswith("-")]
             explained = help_of(mains[name], words, capsys)
             flags = {a.split("=")[0] for a in arguments if a.startswith("--")} - {"--help"}
             assert flags <= set(re.findall(r"--[a-z0-9][a-z0-9-]*", explained)), " ".join([name, *arguments])
