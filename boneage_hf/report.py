@@ -485,7 +485,7 @@ def _sheet(report: Report, overlay: Image.Image | None) -> "Figure":
 
     top, bottom = y - 0.018, 0.335
     if report.assessment is not None:
-        draw_growth(figure.add_axes((_LEFT + 0.035, bottom, 0.47, top - bottom)), report.assessment)
+        draw_growth(figure.add_axes((_LEFT + 0.045, bottom, 0.46, top - bottom)), report.assessment)
     if overlay is not None:
         # As wide as its column, or as high as the plot beside it.
         width = min(_PICTURE_WIDTH, (top - bottom) * _A4[1] * overlay.width / overlay.height / _A4[0])
@@ -493,7 +493,7 @@ def _sheet(report: Report, overlay: Image.Image | None) -> "Figure":
         axes = figure.add_axes((_RIGHT - _PICTURE_WIDTH, top - height, width, height))
         axes.imshow(overlay)
         axes.set_axis_off()
-        caption = "\n".join(textwrap.wrap(_MAP_CAPTION, 54))
+        caption = "\n".join(textwrap.wrap(_MAP_CAPTION, 50))
         write(_RIGHT - _PICTURE_WIDTH, top - height - 0.006, caption, 6.5, colour=_PALE, linespacing=1.3)
 
     write(_LEFT, 0.262, "Image", 10, weight="bold")

@@ -92,6 +92,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
     | {"features", "folding"},
     "batch": TRAVELS | {"clinical"},
+    # the Space
+    "service": TRAVELS | {"batch", "explain"},
+    "uploads": LEAF | {"batch", "report"},
+    "page": LEAF | {"batch", "growth_plot", "report", "service"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
 }
 ALLOWED["cli"] = set(ALLOWED)
