@@ -146,7 +146,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
     def shown(case: Case, *, phantom: bool) -> str:
         return page.preview_html(case.radiograph, display(case.radiograph.image), phantom=phantom)
 
-    def show(uploads: list[Upload], sex: Sex | None, request: gr.Request) -> tuple[Any, ...]:
+    def show(content: bytes | None, sex: Sex | None, request: gr.Request) -> tuple[Any, ...]:
         """Upload -> drop area (emptied), preview, what was filled in, sex, the child, problem, remarks, answer."""
         session = str(request.session_hash)
         # What was chosen for one child must not slip over to the next.
@@ -154,9 +154,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         held.forget(session)
         problem, preview, prefill = "", "", Prefill()
         try:
-            if not uploads:
+            if content is None:
                 raise InputError(_NO_RADIOGRAPH)
-            content = uploads[0].content()
             radiograph = read(content)
             prefill = read_prefill(content)
             case = Case(radiograph, prefill)
@@ -250,12 +249,12 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         waiting[session] = batch
         return None, _waiting_html(batch), problem
 
-    def take_table(uploads: list[Upload], request: gr.Request) -> tuple[None, str, str]:
+    def take_table(content: bytes | None, request: gr.Request) -> tuple[None, str, str]:
         """Upload -> drop area (emptied), what is waiting, problem."""
         session = str(request.session_hash)
         batch = waiting.get(session, WaitingBatch())
         try:
-            batch = replace(batch, table=read_table(uploads[0].content()) if uploads else None)
+            batch = replace(batch, table=None if content is None else read_table(content))
             problem = ""
         except InputError as error:
             problem = page.problem_html(str(error))
@@ -320,25 +319,25 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         }
 
     def predict(
-        file: list[Upload], sex: Sex | None = None, chronological_age_months: float | None = None
+        file: bytes | None, sex: Sex | None = None, chronological_age_months: float | None = None
     ) -> dict[str, Any]:
         """Bone age of an uploaded radiograph (PNG, JPEG, TIFF or DICOM) of a child of the given sex."""
         with _sentences():
-            if not file:
+            if file is None:
                 raise InputError(_NO_RADIOGRAPH)
-            return answer_content(file[0].content(), sex, chronological_age_months)
+            return answer_content(file, sex, chronological_age_months)
 
-    def predict_batch(files: list[Upload], table: list[Upload], sex: Sex | None = None) -> dict[str, Any]:
+    def predict_batch(files: list[Upload], table: bytes | None, sex: Sex | None = None) -> dict[str, Any]:
         """Bone age of many uploaded radiographs and ZIP archives: a row for each, with an answer or the reason."""
         with _sentences():
             try:
                 if not files:
                     raise InputError(_NO_FILES)
-                known = read_table(table[0].content()) if table else None
+                known = None if table is None else read_table(table)
                 rows = list(reader.rows(batch_items(files), table=known, sex=sex))
                 return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows), "notice": DISCLAIMER}
             finally:
-                for upload in (*files, *table):
+                for upload in files:
                     upload.delete()
 
     def read_bone_age(image: str, sex: str, chronological_age_months: float | None = None) -> dict[str, Any]:

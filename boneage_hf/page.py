@@ -99,7 +99,8 @@ def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attenti
     )
     plot = ""
     if report.assessment is not None:
-        plot = f'<figure class="plot" role="region" tabindex="0" aria-label="Growth plot">{growth_plot_svg(report.assessment)}</figure>'
+        drawn = growth_plot_svg(report.assessment)
+        plot = f'<figure class="plot" role="region" tabindex="0" aria-label="Growth plot">{drawn}</figure>'
     return (
         '<p class="eyebrow">Bone age</p>'
         f'<p class="age">{escape(format_age(report.bone_age_months))}</p>'
@@ -314,7 +315,8 @@ SAVE_FILE = """(file) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
 
-# Gradio scopes each rule by its first selector: rules for the dark page stand one by one. The two ends of the gradient and the four colours between are those of matplotlib's inferno at fifths.
+# Rules for the dark page stand one by one: in a list of selectors Gradio scopes only the first `.dark` rightly. The
+# ends of the gradient and the four colours between are those of matplotlib's inferno at fifths.
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; overflow: clip !important; }
 .gradio-container .html-container { padding: 0; }

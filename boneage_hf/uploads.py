@@ -7,6 +7,7 @@ after an hour, all of it when the Space ends.
 
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -151,7 +152,10 @@ class Upload:
 
 
 def upload_field(**options: Any) -> gr.File:
-    """A `gr.File` that hands on [`Upload`]s in a list. It takes uploads only: no URL, no path of the server.
+    """A `gr.File` that takes uploads only: no URL, no path of the server.
+
+    With `file_count="multiple"` it hands on a list of [`Upload`]s, each to be read or deleted; else the content of the
+    one file, already deleted, or None.
 
     Not a subclass: Gradio writes a .pyi file beside the source of every subclass of a component.
     """
@@ -165,18 +169,23 @@ def upload_field(**options: Any) -> gr.File:
         return None if url_or_file_path is None else str(url_or_file_path)
 
     def take(payload: Any) -> list[Upload]:
-        if payload is None:
-            return []
         uploads = []
-        for one in getattr(payload, "root", None) or [payload]:
+        for one in [] if payload is None else getattr(payload, "root", None) or [payload]:
             path = Path(one.path).resolve()
             if folder not in path.parents or not path.is_file():
                 raise gr.Error(_UPLOAD_GONE, print_exception=False)
             uploads.append(Upload(one.orig_name or "upload", path))
         return uploads
 
+    def take_content(payload: Any) -> bytes | None:
+        try:
+            return next((upload.content() for upload in take(payload)), None)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
     file.async_move_resource_to_block_cache = stay_in_cache  # type: ignore[method-assign]
-    file.preprocess = take  # type: ignore[method-assign, assignment]
+    several = options.get("file_count") == "multiple"
+    file.preprocess = take if several else take_content  # type: ignore[method-assign, assignment]
     return file
 
 
@@ -185,32 +194,34 @@ async def receive_upload(request: Request) -> Response:
 
     Two visitors who send the same file also get two files here, not one.
     """
-    upload_id = request.query_params.get("upload_id")
-    folder = Path(os.environ["GRADIO_TEMP_DIR"])
-    if upload_id:
-        file_upload_statuses.track(upload_id)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return PlainTextResponse("Send the files as multipart/form-data.", status_code=400)
+    upload_id = request.query_params.get("upload_id")
+    if upload_id:
+        file_upload_statuses.track(upload_id)
+    incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=os.environ["GRADIO_TEMP_DIR"]))
+    stored = []
     try:
         form = await GradioMultiPartParser(
             request.headers,
             request.stream(),
             max_files=MAX_MEMBERS,
-            upload_dir=folder,
+            upload_dir=incoming,
             max_file_size=MAX_UPLOAD_BYTES,
             upload_id=upload_id,
             upload_progress=file_upload_statuses if upload_id else None,
         ).parse()
+        for file in form.getlist("files"):
+            if isinstance(file, GradioUploadFile):
+                path = incoming.parent / secrets.token_hex(16) / "upload"
+                path.parent.mkdir()
+                file.file.close()
+                os.replace(str(file.file.name), path)
+                stored.append(str(path))
     except MultiPartException as error:
         return PlainTextResponse(error.message, status_code=413 if "maximum allowed size" in error.message else 400)
-    stored = []
-    for file in form.getlist("files"):
-        if isinstance(file, GradioUploadFile):
-            path = folder / secrets.token_hex(16) / "upload"
-            path.parent.mkdir()
-            file.file.close()
-            os.replace(str(file.file.name), path)
-            stored.append(str(path))
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)  # of a refused or broken upload too
     return JSONResponse(stored)
 
 
