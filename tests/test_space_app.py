@@ -578,7 +578,13 @@ class Visit:
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.evaluate("window.scrollTo(0, 0)")
         self.page.screenshot(path=SCREENSHOTS / f"space-{name}.png", full_page=True)
+
+    def save(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        return Path(download.value.path()).read_bytes()
 
 
 @pytest.fixture
@@ -627,7 +633,9 @@ def test_a_png_is_answered_in_the_page(space: Space, visit: Callable[..., Visit]
         DISCLAIMER,
     ):
         assert part in text
-    assert seen.page.locator("#answer img").evaluate("image => image.naturalWidth") == 300
+    widths = seen.page.locator("#answer img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert widths == [300, 300]
+    assert "chronological age was not given" in text
     assert "Secretname" not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("desktop-light")
@@ -638,13 +646,185 @@ def test_a_dicom_file_is_answered_in_the_page(space: Space, visit: Callable[...,
     seen = visit(scheme="dark")
     seen.upload(hand_dicom)
     assert "Radiograph: DICOM, 12 bit, 300 x 300 px" in seen.page.locator("#preview").inner_text()
-    seen.page.get_by_label("Male", exact=True).check()
+    told = "sex female, chronological age 9 years 3 months, left hand"
+    assert told in seen.page.locator("#prefill").inner_text()
+    assert seen.page.get_by_label("Female", exact=True).is_checked()
+    assert seen.page.get_by_label("Left", exact=True).is_checked()
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "9"
+    assert seen.page.get_by_label("Months", exact=True).input_value() == "3.17"
     seen.ask()
-    assert format_months(space.pipe(str(hand_dicom), sex="male")["bone_age_months"]) in seen.answer()
+    text = seen.answer()
+    assert format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"]) in text
+    assert "Standard deviation score" in text
+    assert "9 years 3 months (111.2 months)" in text
+    assert seen.page.locator("#answer svg").get_attribute("aria-label").startswith("Growth plot: bone age")
     assert PATIENT_NAME not in seen.page.content()
     assert "IM000001" not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("desktop-dark")
+
+
+@pytest.mark.slow
+def test_a_contradiction_to_the_header_is_shown(visit: Callable[..., Visit], hand_dicom: Path) -> None:
+    seen = visit()
+    seen.upload(hand_dicom)
+    seen.page.get_by_label("Male", exact=True).check()
+    sentence = "The DICOM header says female, but male was chosen: check which is right."
+    seen.page.locator("#remarks").get_by_text(sentence).wait_for()
+    seen.ask()
+    assert sentence in seen.answer()
+    seen.page.get_by_label("Female", exact=True).check()
+    seen.page.locator("#answer .waiting").wait_for()
+    assert sentence not in seen.page.locator("#question").inner_text()
+
+
+@pytest.mark.slow
+def test_an_age_from_two_dates_is_refused_before_birth_and_used_after(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
+    seen.page.locator("#preview img").wait_for()
+    seen.page.get_by_label("Two dates").check()
+    seen.page.get_by_label("Date of birth").fill("2019-05-02")
+    seen.page.get_by_label("Date of study").fill("2019-05-01")
+    seen.ask()
+    seen.page.locator("#problem").get_by_text("The study date lies before the birth date").wait_for()
+    assert seen.page.locator("#answer .age").count() == 0
+    seen.page.get_by_label("Date of birth").fill("2015-03-01")
+    seen.ask()
+    assert "4 years 2 months (50.0 months)" in seen.answer()
+
+
+@pytest.mark.slow
+def test_the_slider_changes_the_opacity_without_the_server(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
+    seen.page.locator("#preview img").wait_for()
+    seen.ask()
+    seen.answer()
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url))
+    slider = seen.page.get_by_role("slider", name="Opacity of the attention map in percent")
+    slider.focus()
+    slider.press("Home")
+    assert seen.page.locator("#answer .colours").evaluate("image => image.style.opacity") == "0"
+    slider.press("ArrowRight")
+    assert seen.page.locator("#answer .colours").evaluate("image => image.style.opacity") == "0.05"
+    assert seen.page.locator("#answer output").inner_text() == "5 %"
+    assert [url for url in asked if "heartbeat" not in url] == []
+
+
+@pytest.mark.slow
+def test_reports_are_saved_and_leave_nothing_on_the_disk(
+    space: Space, visit: Callable[..., Visit], hand_dicom: Path
+) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    seen = visit()
+    seen.upload(hand_dicom)
+    seen.ask()
+    seen.answer()
+    months = format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"])
+    seen.page.get_by_label("Name or number on the report").fill("Case $7$ <b>")
+    content = seen.save("Save PDF")
+    (SCREENSHOTS / "report.pdf").write_bytes(content)
+    pages = pypdf.PdfReader(io.BytesIO(content)).pages
+    assert len(pages) == 1
+    for text in (pages[0].extract_text(), seen.save("Save text").decode()):
+        for part in (months, "Case $7$ <b>", "9 years 3 months (111.2 months)", space.revision, DISCLAIMER):
+            assert part in text
+    told = json.loads(seen.save("Save JSON"))
+    assert (told["label"], told["sex"], told["hand"]) == ("Case $7$ <b>", "female", "left")
+    html = seen.save("Save HTML").decode()
+    assert "Case $7$ &lt;b&gt;" in html
+    assert "http" not in html.replace("http://www.w3.org/", "")
+    for text in (json.dumps(told), html):
+        assert PATIENT_NAME not in text
+    assert space.files_left() == []
+
+
+@pytest.mark.slow
+def test_a_batch_with_one_bad_file_answers_the_others(
+    space: Space, visit: Callable[..., Visit], hand_png: Path, hand_dicom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_text("no radiograph")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        archive.write(hand_png, "inside.png")
+        archive.writestr("../outside.png", b"x")
+    (tmp_path / "table.csv").write_text("file,sex,chronological_age_months\ninside.png,male,100\nbad.png,male,\n")
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.locator("#batch-upload input[type=file]").set_input_files(
+        [hand_dicom, tmp_path / "bad.png", tmp_path / "many.zip"]
+    )
+    seen.page.get_by_text("3 files ready").wait_for()
+    seen.page.locator("#table-upload input[type=file]").set_input_files(tmp_path / "table.csv")
+    seen.page.get_by_text("a table of 2 rows").wait_for()
+    seen.page.get_by_role("button", name="Read all").click()
+    seen.page.get_by_text("4 of 4 read, 2 answered, 2 without an answer. Finished.").wait_for()
+    rows = [row.inner_text() for row in seen.page.locator("#batch-table tbody tr").all()]
+    assert [row.split("\t")[0] for row in rows] == ["IM000001", "bad.png", "inside.png", "outside.png"]
+    assert "This is a text file" in rows[1]
+    assert "points outside" in rows[3]
+    with seen.page.expect_download() as download:
+        seen.page.get_by_role("link", name="Save as CSV").click()
+    months = space.pipe(str(hand_png), sex="male")["bone_age_months"]
+    assert f"inside.png,{months:.2f}" in Path(download.value.path()).read_text(encoding="utf-8")
+    assert PATIENT_NAME not in seen.page.content()
+    assert space.files_left() == []
+    seen.screenshot("batch")
+
+
+@pytest.mark.slow
+def test_a_batch_without_files_says_so(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.get_by_role("button", name="Read all").click()
+    seen.page.get_by_text("No files are loaded").wait_for()
+
+
+@pytest.mark.slow
+def test_files_of_a_batch_go_when_the_page_is_closed(
+    space: Space, visit: Callable[..., Visit], hand_png: Path
+) -> None:
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.locator("#batch-upload input[type=file]").set_input_files(hand_png)
+    seen.page.get_by_text("1 file ready").wait_for()
+    assert len(space.files_left()) == 1
+    seen.page.close()
+    wait_until(lambda: space.files_left() == [])
+
+
+@pytest.mark.slow
+def test_an_image_that_the_gate_refuses_is_not_answered(
+    space: Space, visit: Callable[..., Visit], hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = InputError("This does not look like one hand radiograph.")
+    refusal.quality = Refused((CheckLine("One hand", "refuse", "It is a photograph."),))  # type: ignore[attr-defined]
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise refusal
+
+    seen = visit()
+    seen.upload(hand_png)
+    seen.page.get_by_label("Female", exact=True).check()
+    monkeypatch.setattr(BoneAgePipeline, "__call__", refuse)
+    seen.ask()
+    seen.page.locator("#problem").get_by_text("Not read.").wait_for()
+    assert "One hand: It is a photograph." in seen.page.locator("#problem").get_by_role("alert").inner_text()
+    assert seen.page.locator("#answer .age").count() == 0
+    seen.screenshot("refused")
+
+
+@pytest.mark.slow
+def test_every_tab_is_reached_by_keyboard_and_fits_a_phone(visit: Callable[..., Visit]) -> None:
+    seen = visit(size=PHONE)
+    seen.page.get_by_role("tab", name="Read").focus()
+    for name in ("Batch", "Benchmark", "About"):
+        seen.page.keyboard.press("Tab")
+        seen.page.keyboard.press("Enter")
+        assert seen.page.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+        seen.page.wait_for_timeout(500)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
 
 
 @pytest.mark.slow
@@ -653,7 +833,7 @@ def test_without_sex_the_page_says_so_in_one_sentence(visit: Callable[..., Visit
     seen.upload(hand_png)
     seen.ask()
     seen.page.locator("#problem p").wait_for()
-    assert seen.page.get_by_role("alert").inner_text().strip() == NO_SEX
+    assert seen.page.locator("#problem").get_by_role("alert").inner_text().strip() == NO_SEX
     assert seen.page.locator("#answer .age").count() == 0
 
 
@@ -683,7 +863,7 @@ def test_an_answer_goes_when_its_question_changes(visit: Callable[..., Visit], h
     # Another child's radiograph: neither answer nor sex of the last one may stay.
     seen.page.locator("#upload input[type=file]").set_input_files(hand_png)
     seen.page.locator("#answer .waiting").wait_for()
-    assert seen.page.locator("input[type=radio]:checked").count() == 0
+    assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
 
 
 @pytest.mark.slow
@@ -691,6 +871,8 @@ def test_a_phone_shows_one_column_and_always_the_notice(visit: Callable[..., Vis
     seen = visit(size=PHONE)
     seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
     seen.page.locator("#preview img").wait_for()
+    seen.page.get_by_label("Years", exact=True).fill("4")
+    seen.page.get_by_label("Months", exact=True).fill("2")
     seen.ask()
     seen.answer()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
