@@ -4,27 +4,29 @@ Requests are those of any client: the file is uploaded, `/predict` called, its a
 phantoms, so that nothing of a patient is needed.
 """
 
-import asyncio
+import io
 import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
 from boneage_hf.errors import InputError
-from boneage_hf.phantom import draw, png_bytes
+from boneage_hf.phantom import draw
 
 #: Width and height of the picture, px: an original of the RSNA data has about this size.
 PICTURE_SIZE = (1500, 2000)
@@ -103,54 +105,64 @@ def measure_load(*, url: str | None, checkpoint: str, clients: int, minutes: flo
     if clients < 1 or minutes <= 0 or (requests is not None and requests < 1):
         raise InputError("--clients, --minutes and --requests take numbers above 0.")
     picture = _picture()
-    with _space(url, checkpoint) as (address, process):
-        return asyncio.run(_run(address, process, picture, clients, minutes, requests))
+    with _space(url, checkpoint) as (address, pid):
+        _ask(address, picture)  # code paths of the first request
+        began = time.perf_counter()
+        end = began + 60 * minutes
+        memory: list[float] = []
+        stop = threading.Event()
 
+        def ask() -> list[Answered]:
+            answered: list[Answered] = []
+            while len(answered) < requests if requests is not None else time.perf_counter() < end:
+                answered.append(_ask(address, picture))
+            return answered
 
-async def _run(
-    url: str, process: psutil.Process | None, picture: bytes, clients: int, minutes: float, requests: int | None
-) -> Load:
-    began = time.perf_counter()
-    end = None if requests is not None else began + 60 * minutes
-    answered: list[Answered] = []
-    memory: list[float] = []
+        def watch() -> None:
+            while not stop.wait(1.0):
+                memory.append(_resident_mb(pid))
 
-    async def ask(http: httpx.AsyncClient) -> None:
-        count = 0
-        while count < requests if requests is not None else time.perf_counter() < (end or 0):
-            answered.append(await _ask(http, url, picture))
-            count += 1
-
-    async def watch() -> None:
-        while process is not None:
-            memory.append(process.memory_info().rss / 1024**2)
-            await asyncio.sleep(1)
-
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=_REQUEST_SECONDS, limits=limits, trust_env=False) as http:
-        await _ask(http, url, picture)  # connection and code paths of the first request
-        watching = asyncio.create_task(watch())
-        await asyncio.gather(*(ask(http) for _ in range(clients)))
-        watching.cancel()
+        watching = threading.Thread(target=watch, daemon=True)
+        if pid is not None and Path("/proc/self/statm").exists():
+            watching.start()
+        with ThreadPoolExecutor(clients) as pool:
+            parts = [part.result() for part in [pool.submit(ask) for _ in range(clients)]]
+        seconds = time.perf_counter() - began
+        stop.set()
     warm = memory[int(len(memory) * _WARM_UP) :]
     rss = None if not warm else (warm[0], warm[-1], max(memory))
-    return Load(clients, time.perf_counter() - began, tuple(answered), rss)
+    return Load(clients, seconds, tuple(one for part in parts for one in part), rss)
 
 
-async def _ask(http: httpx.AsyncClient, url: str, picture: bytes) -> Answered:
+def _ask(url: str, picture: bytes) -> Answered:
     began = time.perf_counter()
     try:
-        upload = await http.post(f"{url}/gradio_api/upload", files={"files": ("hand.png", picture)})
-        upload.raise_for_status()
-        file = {"path": upload.json()[0], "meta": {"_type": "gradio.FileData"}}
+        boundary = "a-boundary-that-no-picture-holds"
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="hand.png"\r\n\r\n'
+        body = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+        uploaded = json.loads(_request(f"{url}/gradio_api/upload", body, f"multipart/form-data; boundary={boundary}"))
+        file = {"path": uploaded[0], "meta": {"_type": "gradio.FileData"}}
         call = f"{url}/gradio_api/call/predict"
-        asked = await http.post(call, json={"data": [file, "female", 100]})
-        asked.raise_for_status()
-        answer = await http.get(f"{call}/{asked.json()['event_id']}")
-        told = _answer_of(answer.text)
-    except (httpx.HTTPError, InputError) as error:
+        asked = _request(call, json.dumps({"data": [file, "female", 100]}).encode(), "application/json")
+        told = _answer_of(_request(f"{call}/{json.loads(asked)['event_id']}"))
+    except (OSError, InputError) as error:  # urllib's errors and time-outs are OSErrors
         return Answered(time.perf_counter() - began, error=f"{type(error).__name__}: {error}")
     return Answered(time.perf_counter() - began, stages=told["seconds"])
+
+
+def _request(url: str, body: bytes | None = None, content_type: str = "") -> str:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type} if body else {})
+    with _DIRECT.open(request, timeout=_REQUEST_SECONDS) as reply:
+        return str(reply.read().decode("utf-8"))
+
+
+#: Without a proxy: the Space is on this machine or named by its address.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _resident_mb(pid: int | None) -> float:
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 def _answer_of(stream: str) -> dict[str, Any]:
@@ -175,11 +187,13 @@ def _picture() -> bytes:
     """A drawn phantom with the noise of a detector, so that it decodes no quicker than a radiograph does."""
     image = np.asarray(draw(120, "female", seed=0).resize(PICTURE_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
     noise = np.random.default_rng(0).integers(-3, 4, image.shape)
-    return png_bytes(Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8)))
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @contextmanager
-def _space(url: str | None, checkpoint: str) -> Iterator[tuple[str, psutil.Process | None]]:
+def _space(url: str | None, checkpoint: str) -> Iterator[tuple[str, int | None]]:
     if url is not None:
         yield url.rstrip("/"), None
         return
@@ -192,7 +206,7 @@ def _space(url: str | None, checkpoint: str) -> Iterator[tuple[str, psutil.Proce
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(server, address)
-        yield address, psutil.Process(server.pid)
+        yield address, server.pid
     finally:
         server.terminate()
         try:
@@ -208,8 +222,8 @@ def _wait(server: "subprocess.Popen[str]", url: str) -> None:
             said = (server.stderr.read() if server.stderr else "").strip().splitlines()
             raise InputError(f"The Space did not open: {said[-1] if said else 'it ended without a word'}")
         try:
-            if httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
+            _request(f"{url}/healthz")
+            return
+        except OSError:
             time.sleep(0.5)
     raise InputError("The Space did not open within five minutes.")
