@@ -143,7 +143,7 @@ def timed_read(content: bytes) -> tuple[Radiograph, float]:
 def display(image: Image.Image) -> Image.Image:
     """A copy with no side above DISPLAY_SIDE."""
     shown = image.copy()
-    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE), Image.Resampling.HAMMING, reducing_gap=None)
     return shown
 
 

@@ -1,5 +1,7 @@
 """The Space: what its endpoint answers, what it refuses, what it leaves on the disk, and how it looks in a browser."""
 
+import ast
+import asyncio
 import base64
 import gc
 import io
@@ -188,6 +190,31 @@ def test_a_data_uri_gets_the_answer_of_the_pipeline(space: Space, client: Client
     answer = answer_as_json(space.pipe(str(hand_png), sex="male"))
     assert {key: result[key] for key in answer} == answer
     assert "overlay" not in result
+
+
+def test_a_language_model_gets_the_answer_of_the_pipeline(space: Space, hand_png: Path) -> None:
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def ask() -> tuple[list[str], dict[str, Any], bool]:
+        async with (
+            streamablehttp_client(f"{space.url}gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            tools = [tool.name for tool in (await session.list_tools()).tools]
+            reply = await session.call_tool("read_bone_age", {"image": data_uri(hand_png), "sex": "male"})
+            # A tool with files would fetch what a URL names.
+            other = await session.call_tool("predict", {"file": "http://127.0.0.1/hand.png", "sex": "male"})
+            return tools, ast.literal_eval(reply.content[0].text), bool(other.isError)
+
+    tools, result, refused = asyncio.run(ask())
+    assert tools == ["read_bone_age"]
+    answer = answer_as_json(space.pipe(str(hand_png), sex="male"))
+    assert {key: result[key] for key in answer} == answer
+    assert refused
+    assert space.files_left() == []
 
 
 @pytest.mark.parametrize("image", ["http://127.0.0.1/hand.png", "hand.png", "data:image/png,abc", "data:;base64,*"])
