@@ -1,59 +1,90 @@
-"""The Space: drop a hand radiograph, choose sex, see the bone age and the attention map. Layout and wiring only.
+"""The Space: read a child's hand radiograph, or many; the benchmark; the card. Layout and wiring only.
 
-Nothing of a patient is kept. An upload is deleted as soon as it has been read; the radiograph of an open page stays in
-memory until the page is closed; pictures reach the browser inside the page, never as files. The page makes no request
-to any other host.
+Nothing of a patient is kept. An upload is deleted as soon as it has been read; the radiograph and the answer of an
+open page stay in memory until the page is closed; pictures and reports reach the browser inside the page, never as
+files. The page makes no request to any other host.
 """
 
 import base64
-import io
+import binascii
+import json
 import os
+import re
 import signal
 import sys
-import tempfile
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from html import escape
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
-from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
+from benchmarks.measured import RESULTS, load_measured
+from benchmarks.registry import load_published, load_reference_table
+from benchmarks.report import build_sections, to_html
+from boneage_hf import __version__, page
+from boneage_hf.batch import read_table, rows_to_csv
+from boneage_hf.clinical import age_from_typed_dates, age_from_years_and_months, check_chronological_age
 from boneage_hf.errors import InputError
-from boneage_hf.explain import overlay, part_of_map
 from boneage_hf.phantom import draw, is_phantom, png_bytes
-from boneage_hf.radiograph import MAX_FILE_BYTES, Radiograph, read
-from boneage_hf.report import DISCLAIMER, INTERVAL_PERCENT, answer_as_json, format_age, format_months
-from boneage_hf.sex import Sex
+from boneage_hf.radiograph import MAX_FILE_BYTES, Prefill, content_of, read, read_prefill
+from boneage_hf.report import (
+    DISCLAIMER,
+    Hand,
+    answer_as_json,
+    assessment_as_json,
+    clean_label,
+    format_age,
+    jpeg_data_uri,
+    make_report,
+    report_as_html,
+    report_as_json,
+    report_as_pdf,
+    report_as_text,
+)
+from boneage_hf.service import Reader, Reading, contradictions, display, timed_read
+from boneage_hf.sex import Sex, parse_sex
+from boneage_hf.uploads import (
+    MAX_UPLOAD_BYTES,
+    UPLOAD_ROUTE,
+    Case,
+    HeldCases,
+    Upload,
+    WaitingBatch,
+    batch_items,
+    receive_upload,
+    upload_field,
+    upload_folder,
+)
 
 if TYPE_CHECKING:
     from boneage_hf.pipeline_boneage import BoneAgePipeline
-
-#: Largest side of the pictures in the page, px; they are for looking, the model gets the whole radiograph.
-DISPLAY_SIDE = 1000
-
-#: Pixels of radiographs of open pages that are held in memory, 1 byte each; the oldest give way.
-MAX_HELD_PIXELS = 400_000_000
+    from boneage_hf.report import Report
 
 #: Requests that may wait; further ones are refused at once.
 MAX_WAITING = 32
-
-#: An upload that no request has fetched by then (a broken connection) is deleted.
-_ORPHAN_SECONDS = 120.0
 
 #: Events that read or answer run one after the other: so an answer never lands beside a newer radiograph or sex, and
 #: the network has all cores.
 _ONE_BY_ONE = "radiograph"
 
+#: A running batch brings its table up to date this often.
+_TABLE_SECONDS = 1.0
+
 _NO_RADIOGRAPH = "No radiograph is loaded: drop a file, or take a drawn phantom."
-_NO_SEX = "Choose the child's sex first: girls' and boys' bones mature at different ages."
-_UPLOAD_GONE = "The upload is no longer there: give the file again."
-_NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
+_NO_FILES = "No files are loaded: drop radiographs or a ZIP archive."
+_NO_ANSWER = "There is no answer to report yet: estimate the bone age first."
+_NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
+
+_SEXES = [("Female", "female"), ("Male", "male")]
+_BY_AGE, _BY_DATES = "age", "dates"
 
 
 @dataclass(frozen=True)
@@ -72,101 +103,557 @@ EXAMPLES = (
 )
 
 
-# --- what is held, and for how long ---------------------------------------------------------------------------------
+def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
+    """The page and its endpoints, with a warmed model; open it with `launch`.
 
+    * `/predict` takes `file` (an upload), `sex` (`"female"`, `"male"`, or None: that of the DICOM header) and
+      `chronological_age_months` (or None: that of the header). It answers with a JSON object: the keys of
+      `answer_as_json`, `bone_age` in words, `chronological_age_months`, `assessment`, `checks`, `corrections`,
+      `remarks`, `model`, `revision`, `notice`, `seconds` by stage, and `overlay`, a JPEG as a data URI.
+    * `/predict_batch` takes `files` (uploads, ZIP archives too), `table` (a CSV upload or None) and `sex` for all; it
+      answers with `rows` (the fields of `batch.BatchRow`) and `csv`.
+    * `/read_bone_age` takes `image`, a file as a data URI, `sex` and `chronological_age_months`; with the extra `mcp`
+      it is a tool for language models.
 
-class HeldRadiographs:
-    """The radiograph of each open page by session, in memory only. Safe to use from several threads."""
-
-    def __init__(self, max_pixels: int = MAX_HELD_PIXELS) -> None:
-        self._max_pixels = max_pixels
-        self._lock = threading.Lock()
-        self._held: OrderedDict[str, Radiograph] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def hold(self, session: str, radiograph: Radiograph) -> None:
-        """Replace the session's radiograph; with too many pixels, the oldest of other sessions are forgotten."""
-        with self._lock:
-            self._held.pop(session, None)
-            self._held[session] = radiograph
-            while len(self._held) > 1 and sum(_pixels(one) for one in self._held.values()) > self._max_pixels:
-                self._held.popitem(last=False)
-
-    def get(self, session: str) -> Radiograph | None:
-        return self._held.get(session)
-
-    def forget(self, session: str) -> None:
-        with self._lock:
-            self._held.pop(session, None)
-
-
-def _pixels(radiograph: Radiograph) -> int:
-    return radiograph.image.width * radiograph.image.height
-
-
-def upload_once(**options: Any) -> gr.File:
-    """A `gr.File` that hands on the content and deletes the upload. It reads uploads only: no URL, no server path.
-
-    Not a subclass: Gradio writes a .pyi file beside the source of every subclass of a component.
+    Args:
+        pipe: used by one request at a time.
+        revision: of the weights, shown beside every answer.
     """
-    file = gr.File(**options)
-    folder = Path(file.GRADIO_CACHE).resolve()
+    reader = Reader(pipe)
+    model = reader.model_name()
+    held = HeldCases()
+    waiting: dict[str, WaitingBatch] = {}
+    drawings = [png_bytes(draw(example.age_months, example.sex, seed=7)) for example in EXAMPLES]
 
-    async def stay_in_cache(url_or_file_path: str | Path | None) -> str | None:
-        # Gradio's own would download a URL. Uploads lie in its cache already; other paths were refused before.
-        if url_or_file_path is not None and "://" in str(url_or_file_path):
-            raise gr.Error(_NOT_AN_UPLOAD, print_exception=False)
-        return None if url_or_file_path is None else str(url_or_file_path)
+    def report_of(reading: Reading, age: float | None, hand: Hand | None, remarks: list[str]) -> "Report":
+        return make_report(
+            reading.answer,
+            chronological_age_months=age,
+            hand=hand,
+            remarks=remarks,
+            model=model,
+            revision=revision,
+            day=date.today(),
+        )
 
-    def take(payload: Any) -> bytes | None:
-        if payload is None:
-            return None
-        path = Path(payload.path).resolve()
-        if folder not in path.parents or not path.is_file():
-            raise gr.Error(_UPLOAD_GONE, print_exception=False)
+    # The first call of network and drawings costs seconds that no reader should wait for.
+    warm = reader.answer(read(drawings[0]), EXAMPLES[0].sex)
+    warm_report = report_of(warm, 50.0, None, [])
+    page.answer_html(warm_report, warm.seen, warm.colours, warm.answer["attention"])
+
+    # --- one radiograph in the page ---------------------------------------------------------------------------------
+
+    def shown(case: Case, *, phantom: bool) -> str:
+        return page.preview_html(case.radiograph, display(case.radiograph.image), phantom=phantom)
+
+    def show(content: bytes | None, sex: Sex | None, request: gr.Request) -> tuple[Any, ...]:
+        """Upload -> drop area (emptied), preview, what was filled in, sex, the child, problem, remarks, answer."""
+        session = str(request.session_hash)
+        # What was chosen for one child must not slip over to the next.
+        kept_sex = None if held.get(session) else sex
+        held.forget(session)
+        problem, preview, prefill = "", "", Prefill()
         try:
-            return path.read_bytes()
-        except OSError:
-            raise gr.Error(_UPLOAD_GONE, print_exception=False) from None
+            if content is None:
+                raise InputError(_NO_RADIOGRAPH)
+            radiograph = read(content)
+            prefill = read_prefill(content)
+            case = Case(radiograph, prefill)
+            held.hold(session, case)
+            preview = shown(case, phantom=radiograph.file_format == "PNG" and is_phantom(content))
+        except InputError as error:
+            problem = page.problem_html(str(error))
+        chosen = prefill.sex or kept_sex
+        return None, preview, page.prefill_html(prefill), chosen, *_child(prefill), problem, "", *_no_answer()
+
+    def show_example(position: int) -> Callable[..., Any]:
+        def show_drawing(request: gr.Request) -> tuple[Any, ...]:
+            """-> as `show`, without the drop area"""
+            case = Case(read(drawings[position]))
+            held.hold(str(request.session_hash), case)
+            chosen = EXAMPLES[position].sex
+            return shown(case, phantom=True), "", chosen, *_child(Prefill()), "", "", *_no_answer()
+
+        return show_drawing
+
+    def changed(
+        sex: Sex | None,
+        mode: str,
+        years: float | None,
+        months: float | None,
+        birth: str,
+        study: str,
+        request: gr.Request,
+    ) -> tuple[str, str, str, dict[str, Any], dict[str, Any]]:
+        """The child's data -> problem, contradictions to the header, answer (emptied)."""
+        case = held.get(str(request.session_hash))
+        if case is not None:
+            held.hold(str(request.session_hash), replace(case, report=None, overlay=None))
+        try:
+            age = _typed_age(mode, years, months, birth, study)
+        except InputError:
+            age = None  # it is said when the answer is asked for; half a date is no mistake yet
+        prefill = Prefill() if case is None else case.prefill
+        return "", page.remark_html(contradictions(prefill, sex=sex, chronological_age_months=age)), *_no_answer()
+
+    def answer_page(
+        sex: Sex | None,
+        mode: str,
+        years: float | None,
+        months: float | None,
+        birth: str,
+        study: str,
+        hand: Hand | Literal[""],
+        request: gr.Request,
+    ) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+        """The child's data -> problem, answer."""
+        session = str(request.session_hash)
+        case = held.get(session)
+        try:
+            if case is None:
+                raise InputError(_NO_RADIOGRAPH)
+            age = _typed_age(mode, years, months, birth, study)
+            reading = reader.answer(case.radiograph, sex)
+            remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age)
+            report = report_of(reading, age, hand or None, remarks)
+        except InputError as error:
+            return page.problem_html(str(error), getattr(error, "quality", None)), *_no_answer()
+        held.hold(session, replace(case, report=report, overlay=reading.overlay()))
+        answer = page.answer_html(report, reading.seen, reading.colours, reading.answer["attention"])
+        return "", answer, gr.update(visible=True), gr.update(visible=True)
+
+    def report_file(kind: str) -> Callable[..., Any]:
+        def save(label: str, request: gr.Request) -> tuple[dict[str, str] | None, str]:
+            """-> a file for the browser to save, problem"""
+            case = held.get(str(request.session_hash))
+            if case is None or case.report is None:
+                return None, page.problem_html(_NO_ANSWER)
+            content = _WRITERS[kind](replace(case.report, label=clean_label(label)), case.overlay)
+            coded = base64.b64encode(content).decode("ascii")
+            return {"name": f"bone-age-report.{kind}", "type": _MEDIA_TYPES[kind], "content": coded}, ""
+
+        return save
+
+    # --- many radiographs in the page -------------------------------------------------------------------------------
+
+    def take_files(uploads: list[Upload], request: gr.Request) -> tuple[None, str, str]:
+        """Upload -> drop area (emptied), what is waiting, problem."""
+        session = str(request.session_hash)
+        batch = waiting.get(session, WaitingBatch())
+        try:
+            folder = Path(os.environ["GRADIO_TEMP_DIR"])
+            batch = replace(batch, uploads=(*batch.uploads, *(upload.waiting(folder) for upload in uploads)))
+            problem = ""
+        except InputError as error:
+            problem = page.problem_html(str(error))
+        waiting[session] = batch
+        return None, _waiting_html(batch), problem
+
+    def take_table(content: bytes | None, request: gr.Request) -> tuple[None, str, str]:
+        """Upload -> drop area (emptied), what is waiting, problem."""
+        session = str(request.session_hash)
+        batch = waiting.get(session, WaitingBatch())
+        try:
+            batch = replace(batch, table=None if content is None else read_table(content))
+            problem = ""
+        except InputError as error:
+            problem = page.problem_html(str(error))
+        waiting[session] = batch
+        return None, _waiting_html(batch), problem
+
+    def answer_batch(sex: str, request: gr.Request) -> Iterator[tuple[str, str, str, str]]:
+        """Sex for all -> what is waiting (emptied), problem, progress, table; again and again until it is finished."""
+        batch = waiting.pop(str(request.session_hash), WaitingBatch())
+        try:
+            if not batch.uploads:
+                waiting[str(request.session_hash)] = batch
+                yield _waiting_html(batch), page.problem_html(_NO_FILES), "", ""
+                return
+            items = batch_items(batch.uploads)
+            rows = []
+            total = len(items)
+            yield "", "", page.progress_html(0, total, 0), ""
+            shown_at = time.monotonic()
+            for row in reader.rows(items, table=batch.table, sex=parse_sex(sex) if sex else None):
+                rows.append(row)
+                if time.monotonic() - shown_at >= _TABLE_SECONDS and len(rows) < total:
+                    failed = sum(one.problem is not None for one in rows)
+                    table = page.batch_html(rows, model=model, revision=revision, finished=False)
+                    yield "", "", page.progress_html(len(rows), total, failed), table
+                    shown_at = time.monotonic()
+            failed = sum(one.problem is not None for one in rows)
+            table = page.batch_html(rows, model=model, revision=revision, finished=True)
+            yield "", "", page.progress_html(len(rows), len(rows), failed), table
+        except InputError as error:
+            yield "", page.problem_html(str(error)), "", ""
         finally:
-            path.unlink(missing_ok=True)
-            if path.parent != folder:
-                _remove_if_empty(path.parent)
+            batch.delete()
 
-    file.async_move_resource_to_block_cache = stay_in_cache  # type: ignore[method-assign]
-    file.preprocess = take  # type: ignore[method-assign]
-    return file
+    # --- for programs -----------------------------------------------------------------------------------------------
+
+    def answer_content(content: bytes, sex: Sex | None, age: float | None) -> dict[str, Any]:
+        if age is not None:
+            check_chronological_age(age)
+        radiograph, seconds = timed_read(content)
+        prefill = read_prefill(content)
+        reading = reader.answer(radiograph, sex or prefill.sex)
+        remarks = contradictions(prefill, sex=sex, chronological_age_months=age)
+        report = report_of(
+            reading, prefill.chronological_age_months if age is None else age, prefill.laterality, remarks
+        )
+        began = time.perf_counter()
+        overlay = jpeg_data_uri(reading.overlay())
+        drawing = reading.seconds["drawing"] + time.perf_counter() - began
+        told = report_as_json(report)
+        stages = {"read": seconds, **reading.seconds, "drawing": drawing}
+        return answer_as_json(reading.answer) | {
+            "bone_age": format_age(report.bone_age_months),
+            "chronological_age_months": told["chronological_age_months"],
+            "assessment": assessment_as_json(report),
+            **{key: told[key] for key in ("hand", "checks", "corrections", "remarks")},
+            "model": model,
+            "revision": revision,
+            "notice": DISCLAIMER,
+            "seconds": {stage: round(value, 4) for stage, value in stages.items()},
+            "overlay": overlay,
+        }
+
+    def predict(
+        file: bytes | None, sex: Sex | None = None, chronological_age_months: float | None = None
+    ) -> dict[str, Any]:
+        """Bone age of an uploaded radiograph (PNG, JPEG, TIFF or DICOM) of a child of the given sex."""
+        with _sentences():
+            if file is None:
+                raise InputError(_NO_RADIOGRAPH)
+            return answer_content(file, sex, chronological_age_months)
+
+    def predict_batch(files: list[Upload], table: bytes | None, sex: Sex | None = None) -> dict[str, Any]:
+        """Bone age of many uploaded radiographs and ZIP archives: a row for each, with an answer or the reason."""
+        with _sentences():
+            try:
+                if not files:
+                    raise InputError(_NO_FILES)
+                known = None if table is None else read_table(table)
+                rows = list(reader.rows(batch_items(files), table=known, sex=sex))
+                return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows), "notice": DISCLAIMER}
+            finally:
+                for upload in files:
+                    upload.delete()
+
+    def read_bone_age(image: str, sex: str, chronological_age_months: float | None = None) -> dict[str, Any]:
+        """Bone age in months from a child's hand radiograph. Research use only, not a medical device.
+
+        Args:
+            image: the file (PNG, JPEG, TIFF or DICOM) as a data URI: data:image/png;base64,...
+            sex: of the child, "female" or "male"
+            chronological_age_months: age of the child at the study in months, if it is known
+        """
+        with _sentences():
+            answer = answer_content(_content_of_data_uri(image), parse_sex(sex), chronological_age_months)
+            return {key: value for key, value in answer.items() if key != "overlay"}
+
+    def forget(request: gr.Request) -> None:
+        session = str(request.session_hash)
+        held.forget(session)
+        waiting.pop(session, WaitingBatch()).delete()
+        # Gradio would keep what the page showed for as long as it runs.
+        demo.state_holder.session_data.pop(session, None)
+
+    # --- layout -----------------------------------------------------------------------------------------------------
+
+    with gr.Blocks(title="Bone age", analytics_enabled=False) as demo:
+        gr.HTML(page.header_html(), elem_id="head", js_on_load=None)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Read", id="read"), gr.Row(elem_id="columns", equal_height=False):
+                with gr.Column(scale=5, min_width=320, elem_id="question"):
+                    upload = upload_field(
+                        label="Hand radiograph: PNG, JPEG, TIFF or DICOM",
+                        elem_id="upload",
+                        height=150,
+                        interactive=True,
+                    )
+                    preview = gr.HTML("", elem_id="preview", js_on_load=None)
+                    prefilled = gr.HTML("", elem_id="prefill", js_on_load=_STATUS)
+                    sex = gr.Radio(choices=_SEXES, value=None, label="Sex of the child", elem_id="sex")
+                    mode = gr.Radio(
+                        choices=[("Years and months", _BY_AGE), ("Two dates", _BY_DATES)],
+                        value=_BY_AGE,
+                        label="Chronological age (optional)",
+                        elem_id="age-mode",
+                    )
+                    with gr.Row(elem_id="age-parts") as parts:
+                        years = gr.Number(label="Years", value=None, elem_id="years", min_width=100)
+                        months = gr.Number(label="Months", value=None, elem_id="months", min_width=100)
+                    with gr.Row(elem_id="age-dates", visible=False) as dates:
+                        birth = gr.Textbox(
+                            label="Date of birth",
+                            placeholder="year-month-day",
+                            elem_id="birth",
+                            max_lines=1,
+                            min_width=130,
+                        )
+                        study = gr.Textbox(
+                            label="Date of study",
+                            placeholder="year-month-day",
+                            elem_id="study",
+                            max_lines=1,
+                            min_width=130,
+                        )
+                    hand = gr.Radio(
+                        choices=[("Left", "left"), ("Right", "right"), ("Not stated", "")],
+                        value="",
+                        label="Hand shown",
+                        elem_id="hand",
+                    )
+                    remarks = gr.HTML("", elem_id="remarks", js_on_load=_STATUS)
+                    problem = gr.HTML("", elem_id="problem", js_on_load=_ALERT)
+                    ask = gr.Button("Estimate bone age", variant="primary", size="lg", elem_id="ask")
+                with gr.Column(scale=7, min_width=320, elem_id="reply"):
+                    result = gr.HTML(page.EMPTY_ANSWER, elem_id="answer", js_on_load=_STATUS)
+                    label = gr.Textbox(
+                        label="Name or number on the report (optional; stays empty unless you type it)",
+                        elem_id="report-label",
+                        max_lines=1,
+                        visible=False,
+                    )
+                    with gr.Row(elem_id="save", visible=False) as save_row:
+                        savers = {kind: gr.Button(f"Save {title}", size="sm") for kind, title in _TITLES.items()}
+                    report_problem = gr.HTML("", elem_id="report-problem", js_on_load=_ALERT)
+                    saved = gr.JSON(visible=False)
+                with gr.Column(min_width=280, elem_id="examples"):
+                    gr.HTML(
+                        '<p class="label">No radiograph at hand? Take a drawn phantom: it shows how the page works; '
+                        "its answer has no meaning.</p>",
+                        js_on_load=None,
+                    )
+                    with gr.Row(elem_id="drawings"):
+                        buttons = [_example_button(*pair) for pair in zip(EXAMPLES, drawings, strict=True)]
+            with gr.Tab("Batch", id="batch"):
+                batch_upload = upload_field(
+                    label="Radiographs, or ZIP archives of them",
+                    file_count="multiple",
+                    elem_id="batch-upload",
+                    height=150,
+                    interactive=True,
+                )
+                with gr.Row():
+                    table_upload = upload_field(
+                        label="Table (optional CSV: file, sex, chronological_age_months)",
+                        elem_id="table-upload",
+                        height=150,
+                        interactive=True,
+                    )
+                    batch_sex = gr.Radio(
+                        choices=[*_SEXES, ("Not given", "")],
+                        value="",
+                        label="Sex where neither table nor DICOM header says it",
+                        elem_id="batch-sex",
+                    )
+                ready = gr.HTML("", elem_id="waiting", js_on_load=_STATUS)
+                batch_problem = gr.HTML("", elem_id="batch-problem", js_on_load=_ALERT)
+                ask_batch = gr.Button("Read all", variant="primary", size="lg", elem_id="ask-batch")
+                progress = gr.HTML("", elem_id="progress", js_on_load=_STATUS)
+                batch_table = gr.HTML("", elem_id="batch-table", js_on_load=None)
+            with gr.Tab("Benchmark", id="benchmark"):
+                gr.HTML(_benchmark(), js_on_load=None)
+            with gr.Tab("About", id="about"):
+                gr.Markdown(page.card_markdown(_card_of(pipe)), elem_id="card")
+        gr.HTML(page.footer_html(model=model, revision=revision), elem_id="footer", js_on_load=None)
+
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        one_by_one: dict[str, Any] = {"concurrency_id": _ONE_BY_ONE, "concurrency_limit": 1}
+        answered = [result, save_row, label]
+        child: list[Any] = [mode, years, months, birth, study, hand]
+        shown_parts = [preview, prefilled, sex, *child, parts, dates, problem, remarks, *answered]
+        upload.upload(show, [upload, sex], [upload, *shown_parts], **private, **one_by_one)
+        for position, button in enumerate(buttons):
+            button.click(show_example(position), None, shown_parts, **private, **one_by_one)
+        mode.input(
+            lambda chosen: (gr.update(visible=chosen == _BY_AGE), gr.update(visible=chosen == _BY_DATES)),
+            mode,
+            [parts, dates],
+            queue=False,
+            **private,
+        )
+        for field in (sex, *child):
+            field.input(
+                changed,
+                [sex, mode, years, months, birth, study],
+                [problem, remarks, *answered],
+                trigger_mode="multiple",  # all are sent, in order: none may come after an answer
+                **private,
+                **one_by_one,
+            )
+        ask.click(
+            answer_page,
+            [sex, *child],
+            [problem, *answered],
+            **private | {"show_progress": "minimal"},
+            show_progress_on=result,
+            **one_by_one,
+        ).then(None, None, None, js=page.SHOW_ANSWER, api_visibility="private")
+        for kind, button in savers.items():
+            button.click(report_file(kind), label, [saved, report_problem], **private, **one_by_one).then(
+                None, saved, None, js=page.SAVE_FILE, api_visibility="private"
+            )
+        batch_upload.upload(take_files, batch_upload, [batch_upload, ready, batch_problem], **private)
+        table_upload.upload(take_table, table_upload, [table_upload, ready, batch_problem], **private)
+        ask_batch.click(
+            answer_batch, batch_sex, [ready, batch_problem, progress, batch_table], concurrency_limit=2, **private
+        )
+        demo.unload(forget)
+
+        # The endpoints for programs hang on buttons that no page shows.
+        api_answer = gr.JSON(visible=False)
+        api_sex = gr.Radio(choices=_SEXES, value=None, visible=False, label="Sex of the child")
+        api_age = gr.Number(visible=False, value=None, label="Chronological age in months")
+        api_file = upload_field(visible=False, label="Radiograph")
+        gr.Button(visible=False).click(
+            predict, [api_file, api_sex, api_age], api_answer, api_name="predict", **one_by_one
+        )
+        api_files = upload_field(visible=False, file_count="multiple", label="Radiographs and ZIP archives")
+        api_table = upload_field(visible=False, label="Table")
+        gr.Button(visible=False).click(
+            predict_batch, [api_files, api_table, api_sex], api_answer, api_name="predict_batch", concurrency_limit=1
+        )
+        gr.api(read_bone_age, api_name="read_bone_age", **one_by_one)
+    demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    return demo
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # another upload of the same content is there, or was quicker to clean up
-        folder.rmdir()
+# --- parts of the page ----------------------------------------------------------------------------------------------
+
+_STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
+_ALERT = "element.setAttribute('role', 'alert')"
+
+_TITLES = {"pdf": "PDF", "html": "HTML", "json": "JSON", "txt": "text"}
+_MEDIA_TYPES = {"pdf": "application/pdf", "html": "text/html", "json": "application/json", "txt": "text/plain"}
+_WRITERS: dict[str, Callable[..., bytes]] = {
+    "pdf": lambda report, overlay: report_as_pdf(report, overlay=overlay),
+    "html": lambda report, overlay: report_as_html(report, overlay=overlay).encode("utf-8"),
+    "json": lambda report, overlay: json_bytes(report_as_json(report)),
+    "txt": lambda report, overlay: report_as_text(report).encode("utf-8"),
+}
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _no_answer() -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """-> answer (emptied), buttons of the report and its label (hidden)"""
+    return page.EMPTY_ANSWER, gr.update(visible=False), gr.update(visible=False)
+
+
+def _child(prefill: Prefill) -> tuple[Any, ...]:
+    """-> kind of age, years, months, two dates (emptied), hand, the fields of the two kinds (shown, hidden)"""
+    age = prefill.chronological_age_months
+    years, months = (None, None) if age is None else (int(age // 12), round(age % 12, 2))
+    hand = prefill.laterality or ""
+    return _BY_AGE, years, months, "", "", hand, gr.update(visible=True), gr.update(visible=False)
+
+
+def _typed_age(mode: str, years: float | None, months: float | None, birth: str, study: str) -> float | None:
+    return age_from_typed_dates(birth, study) if mode == _BY_DATES else age_from_years_and_months(years, months)
+
+
+def _waiting_html(batch: WaitingBatch) -> str:
+    return page.waiting_html(len(batch.uploads), None if batch.table is None else len(batch.table))
+
+
+def _example_button(example: Example, drawing: bytes) -> gr.Button:
+    uri = "data:image/png;base64," + base64.b64encode(drawing).decode("ascii")
+    with gr.Column(min_width=90):
+        gr.HTML(f'<img src="{uri}" alt="">', elem_classes="thumbnail", js_on_load=None)
+        return gr.Button(f"{example.title} (drawn)", size="sm")
+
+
+def _benchmark() -> str:
+    sections = build_sections(load_reference_table(), load_published(), load_measured())
+    folder = RESULTS / "report"
+    return page.benchmark_html(to_html(sections), sorted([*folder.glob("*.svg"), *folder.glob("*.png")]))
+
+
+def _card_of(pipe: "BoneAgePipeline") -> str | None:
+    """The README.md of the checkpoint, from its folder or the Hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    source = str(pipe.model.name_or_path)
+    path = Path(source) / "README.md"
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(source, "README.md"))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+            return None
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 @contextmanager
-def upload_folder() -> Iterator[Path]:
-    """A private folder for uploads: what no request fetches within two minutes is deleted, all of it at the end."""
-    stop = threading.Event()
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="boneage-uploads-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        os.environ["GRADIO_TEMP_DIR"] = name
+def _sentences() -> Iterator[None]:
+    """What is wrong with a request reaches the one who asked, and no log."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
-        def sweep() -> None:
-            while not stop.wait(_ORPHAN_SECONDS / 4):
-                delete_older(folder, seconds=_ORPHAN_SECONDS)
 
-        threading.Thread(target=sweep, daemon=True).start()
-        try:
-            yield folder
-        finally:
-            stop.set()
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+def _content_of_data_uri(uri: str) -> bytes:
+    """
+    Raises:
+        InputError: it is no data URI with base64, or holds more than one radiograph may have.
+    """
+    match = re.match(r"data:[\w.+/-]*;base64,", uri)
+    if match is None:
+        raise InputError(_NO_DATA_URI)
+    if len(uri) > MAX_FILE_BYTES * 4 // 3 + 1000:
+        raise InputError(f"The image has more than {MAX_FILE_BYTES // 1024**2} MiB, more than a radiograph needs.")
+    try:
+        return content_of(base64.b64decode(uri[match.end() :], validate=True))
+    except binascii.Error:
+        raise InputError(_NO_DATA_URI) from None
+
+
+# --- serving --------------------------------------------------------------------------------------------------------
+
+
+async def _health(request: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok", "version": __version__})
+
+
+def launch(demo: gr.Blocks, **options: Any) -> None:
+    """`demo.launch` with everything off that would keep something, show files or ask another host.
+
+    With the extra `mcp` the endpoint `/read_bone_age`, and only that, is a tool at `/gradio_api/mcp/`.
+    """
+    demo.launch(
+        **options,
+        theme=page.theme(),
+        css=page.CSS,
+        js=page.ON_LOAD,
+        app_kwargs={
+            "routes": [
+                Route("/healthz", _health),
+                Route(UPLOAD_ROUTE, receive_upload, methods=["POST"]),
+            ]
+        },
+        mcp_server=find_spec("mcp") is not None,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        show_error=False,
+        quiet=True,
+        max_file_size=MAX_UPLOAD_BYTES,
+        state_session_capacity=200,
+    )
+    if demo.mcp_server_obj is not None:
+        # Tools with files would fetch URLs and write what they are given to disk.
+        tools = demo.mcp_server_obj.tool_to_endpoint
+        for name in [name for name, endpoint in tools.items() if endpoint != "/read_bone_age"]:
+            del tools[name]
 
 
 @contextmanager
@@ -177,297 +664,6 @@ def _ending_in_order() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def delete_older(folder: Path, *, seconds: float) -> None:
-    """Delete the files below `folder` that were last written more than `seconds` ago, and folders left empty."""
-    limit = time.time() - seconds
-    for path in sorted(folder.rglob("*"), reverse=True):
-        try:
-            if path.is_dir():
-                _remove_if_empty(path)
-            elif path.stat().st_mtime < limit:
-                path.unlink()
-        except FileNotFoundError:
-            pass  # read and deleted meanwhile
-
-
-# --- what a person sees ---------------------------------------------------------------------------------------------
-
-
-def _display(image: Image.Image) -> Image.Image:
-    shown = image.copy()
-    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return shown
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _model_name(pipe: "BoneAgePipeline") -> str:
-    """Hub id, or the name of the checkpoint folder (never its path), with backbone and input size."""
-    source = str(pipe.model.name_or_path)
-    name = Path(source).name if Path(source).exists() else source
-    config = pipe.model.config
-    return f"{name} ({config.backbone}, {config.image_size} px)"
-
-
-def _overlay(pipe: "BoneAgePipeline", radiograph: Radiograph, answer: dict[str, Any]) -> Image.Image:
-    processor: Any = pipe.image_processor
-    part = part_of_map(radiograph.image.size, size=processor.size, resize_mode=processor.resize_mode)
-    return overlay(_display(radiograph.image), answer["attention"], part=part)
-
-
-def _preview_html(radiograph: Radiograph, *, phantom: bool) -> str:
-    image = radiograph.image
-    what = "Drawn phantom, not a radiograph" if phantom else "Radiograph"
-    caption = f"{what}: {radiograph.file_format}, {radiograph.bits_stored} bit, {image.width} x {image.height} px"
-    return (
-        f'<figure class="picture"><img src="{_data_uri(_display(image))}" alt="{escape(what)} as it was read">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _answer_html(answer: dict[str, Any], picture: Image.Image, *, model: str, revision: str) -> str:
-    months = answer["bone_age_months"]
-    if answer["interval_months"] is None:
-        interval = "not available for this model"
-    else:
-        low, high = answer["interval_months"]
-        interval = f"{format_age(low)} to {format_age(high)} ({low:.1f} to {format_months(high)})"
-    attention = answer["attention"]
-    rows = {
-        "Sex": str(answer["sex"] or "not given").capitalize(),
-        f"{INTERVAL_PERCENT} % interval": interval,
-        "Model": model,
-        "Revision": revision,
-    }
-    table = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows.items())
-    return (
-        '<p class="eyebrow">Bone age</p>'
-        f'<p class="age">{escape(format_age(months))}</p>'
-        f'<p class="months">{escape(format_months(months))}</p>'
-        f"<dl>{table}</dl>"
-        f'<figure class="picture"><img src="{_data_uri(picture)}" '
-        'alt="Attention map over the radiograph: bright where the model gives most weight">'
-        '<figcaption><span class="scale" aria-hidden="true"></span>'
-        "Attention: dark little weight, bright most. These are weights, not reasons, and need not lie on bones. "
-        "Colours span this image's own range, "
-        f"{attention.min():.2g} to {attention.max():.2g}.</figcaption></figure>"
-        f'<p class="notice">{escape(DISCLAIMER)}</p>'
-    )
-
-
-_EMPTY_ANSWER = (
-    '<p class="eyebrow">Bone age</p>'
-    '<p class="waiting">The answer appears here, with the attention map over the radiograph.</p>'
-)
-
-
-def _problem_html(sentence: str) -> str:
-    return f"<p>{escape(sentence)}</p>"
-
-
-def _header_html() -> str:
-    return (
-        '<header class="head"><h1>Bone age from a hand radiograph</h1>'
-        f'<p class="badge">{escape(DISCLAIMER)}</p></header>'
-    )
-
-
-def _about_html(*, model: str, revision: str) -> str:
-    return (
-        f"<p>Model {escape(model)}, revision {escape(revision)}.</p>"
-        "<p>Files are deleted as soon as they have been read; pictures stay in memory until the page is closed.</p>"
-    )
-
-
-# --- the page -------------------------------------------------------------------------------------------------------
-
-
-def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
-    """The page and its endpoint `/predict`, with a warmed model; open it with `launch`.
-
-    `/predict` takes `file` (an upload) and `sex` (`"female"` or `"male"`) and answers with a JSON object: the keys of
-    `answer_as_json`, `bone_age` in words, `model`, `revision`, `notice`, and `overlay`, a JPEG as a data URI.
-
-    Args:
-        pipe: used by one request at a time.
-        revision: of the weights, shown beside every answer.
-    """
-    model = _model_name(pipe)
-    held = HeldRadiographs()
-    needs_sex = pipe.model.config.uses_sex
-    drawings = [png_bytes(draw(example.age_months, example.sex, seed=7)) for example in EXAMPLES]
-
-    def estimate(radiograph: Radiograph, sex: Sex | None) -> tuple[dict[str, Any], Image.Image]:
-        if sex is None and needs_sex:
-            raise InputError(_NO_SEX)
-        answer = pipe(radiograph, sex=sex)
-        return answer, _overlay(pipe, radiograph, answer)
-
-    # The first call of network and drawing costs a second that no reader should wait for.
-    estimate(read(drawings[0]), EXAMPLES[0].sex)
-
-    def show(content: bytes | None, sex: Sex | None, request: gr.Request) -> tuple[None, str, Sex | None, str, str]:
-        """Upload -> drop area (emptied), preview, sex, problem, answer."""
-        session = str(request.session_hash)
-        # The sex chosen for one child must not slip over to the next.
-        kept_sex = None if held.get(session) else sex
-        held.forget(session)
-        if content is None:
-            return None, "", kept_sex, _problem_html(_NO_RADIOGRAPH), _EMPTY_ANSWER
-        try:
-            radiograph = read(content)
-        except InputError as error:
-            return None, "", kept_sex, _problem_html(str(error)), _EMPTY_ANSWER
-        held.hold(session, radiograph)
-        phantom = radiograph.file_format == "PNG" and is_phantom(content)
-        return None, _preview_html(radiograph, phantom=phantom), kept_sex, "", _EMPTY_ANSWER
-
-    def show_example(position: int) -> Callable[[gr.Request], tuple[str, Sex, str, str]]:
-        def show_drawing(request: gr.Request) -> tuple[str, Sex, str, str]:
-            """-> preview, sex, problem, answer"""
-            radiograph = read(drawings[position])
-            held.hold(str(request.session_hash), radiograph)
-            return _preview_html(radiograph, phantom=True), EXAMPLES[position].sex, "", _EMPTY_ANSWER
-
-        return show_drawing
-
-    def answer_page(sex: Sex | None, request: gr.Request) -> tuple[str, str]:
-        """Sex -> problem, answer."""
-        radiograph = held.get(str(request.session_hash))
-        if radiograph is None:
-            return _problem_html(_NO_RADIOGRAPH), _EMPTY_ANSWER
-        try:
-            answer, picture = estimate(radiograph, sex)
-            return "", _answer_html(answer, picture, model=model, revision=revision)
-        except InputError as error:
-            return _problem_html(str(error)), _EMPTY_ANSWER
-
-    def predict(file: bytes | None, sex: Sex | None) -> dict[str, Any]:
-        """Bone age of an uploaded radiograph (PNG, JPEG, TIFF or DICOM) of a child of the given sex."""
-        try:
-            if file is None:
-                raise InputError(_NO_RADIOGRAPH)
-            answer, picture = estimate(read(file), sex)
-            return answer_as_json(answer) | {
-                "bone_age": format_age(answer["bone_age_months"]),
-                "model": model,
-                "revision": revision,
-                "notice": DISCLAIMER,
-                "overlay": _data_uri(picture),
-            }
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def forget(request: gr.Request) -> None:
-        session = str(request.session_hash)
-        held.forget(session)
-        # Gradio would keep what the page showed for as long as it runs.
-        demo.state_holder.session_data.pop(session, None)
-
-    with gr.Blocks(title="Bone age", analytics_enabled=False) as demo:
-        gr.HTML(_header_html(), elem_id="head", js_on_load=None)
-        with gr.Row(elem_id="columns", equal_height=False):
-            with gr.Column(scale=5, min_width=320, elem_id="question"):
-                upload = upload_once(
-                    label="Hand radiograph: PNG, JPEG, TIFF or DICOM", elem_id="upload", height=170, interactive=True
-                )
-                preview = gr.HTML("", elem_id="preview", js_on_load=None)
-                sex = gr.Radio(
-                    choices=[("Female", "female"), ("Male", "male")],
-                    value=None,
-                    label="Sex of the child",
-                    elem_id="sex",
-                )
-                problem = gr.HTML("", elem_id="problem", js_on_load="element.setAttribute('role', 'alert')")
-                ask = gr.Button("Estimate bone age", variant="primary", size="lg", elem_id="ask")
-            with gr.Column(scale=6, min_width=320, elem_id="reply"):
-                result = gr.HTML(
-                    _EMPTY_ANSWER,
-                    elem_id="answer",
-                    js_on_load="element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')",
-                )
-            with gr.Column(min_width=280, elem_id="examples"):
-                gr.HTML(
-                    '<p class="label">No radiograph at hand? Take a drawn phantom: it shows how the page works; '
-                    "its answer has no meaning.</p>",
-                    js_on_load=None,
-                )
-                with gr.Row(elem_id="drawings"):
-                    buttons = [_example_button(*pair) for pair in zip(EXAMPLES, drawings, strict=True)]
-        gr.HTML(_about_html(model=model, revision=revision), elem_id="about", js_on_load=None)
-
-        page_event: dict[str, Any] = {
-            "api_visibility": "private",
-            "concurrency_id": _ONE_BY_ONE,
-            "concurrency_limit": 1,
-        }
-        upload.upload(
-            show, [upload, sex], [upload, preview, sex, problem, result], show_progress="hidden", **page_event
-        )
-        for position, button in enumerate(buttons):
-            button.click(
-                show_example(position),
-                None,
-                [preview, sex, problem, result],
-                show_progress="hidden",
-                **page_event,
-            )
-        sex.input(lambda: ("", _EMPTY_ANSWER), None, [problem, result], show_progress="hidden", **page_event)
-        ask.click(
-            answer_page,
-            sex,
-            [problem, result],
-            show_progress="minimal",
-            show_progress_on=result,
-            **page_event,
-        ).then(None, None, None, js=_SHOW_ANSWER, api_visibility="private")
-        demo.unload(forget)
-
-        # The endpoint for programs hangs on a button that no page shows.
-        api_answer = gr.JSON(visible=False)
-        gr.Button(visible=False).click(
-            predict,
-            [upload, sex],
-            api_answer,
-            api_name="predict",
-            concurrency_id=_ONE_BY_ONE,
-            concurrency_limit=1,
-        )
-    demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
-    return demo
-
-
-def _example_button(example: Example, drawing: bytes) -> gr.Button:
-    uri = "data:image/png;base64," + base64.b64encode(drawing).decode("ascii")
-    with gr.Column(min_width=90):
-        gr.HTML(f'<img src="{uri}" alt="">', elem_classes="thumbnail", js_on_load=None)
-        return gr.Button(f"{example.title} (drawn)", size="sm")
-
-
-def launch(demo: gr.Blocks, **options: Any) -> None:
-    """`demo.launch` with everything off that would keep something, show files or ask another host."""
-    demo.launch(
-        **options,
-        theme=_theme(),
-        css=_CSS,
-        js=_NAME_GROUP,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        show_error=False,
-        quiet=True,
-        max_file_size=MAX_FILE_BYTES,
-        state_session_capacity=200,
-    )
 
 
 def main(*, model: str = "default", port: int = 7860, open_browser: bool = False) -> int:
@@ -505,108 +701,6 @@ def _own_model() -> str:
     """`"default"`, or in a published Space the Hub id and commit that `boneage push space` wrote beside this file."""
     pinned = Path(__file__).resolve().with_name("space_model.txt")
     return pinned.read_text(encoding="utf-8").strip() if pinned.is_file() else "default"
-
-
-# --- looks ----------------------------------------------------------------------------------------------------------
-
-
-def _theme() -> gr.themes.Base:
-    """Fonts of the reader's own system: others would have to be fetched."""
-    return gr.themes.Default(
-        primary_hue=gr.themes.colors.sky,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_sm,
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    ).set(
-        body_background_fill="*neutral_50",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_400",
-        checkbox_border_color="*neutral_400",
-        checkbox_border_color_dark="*neutral_400",
-        border_color_primary="*neutral_300",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
-        button_primary_text_color="white",
-    )
-
-
-# Gradio's fieldset has no legend: a screen reader would say "Female" without saying of what.
-_NAME_GROUP = """() => {
-  const name = () => {
-    const group = document.querySelector("fieldset#sex");
-    if (group) group.setAttribute("aria-label", "Sex of the child"); else setTimeout(name, 100);
-  };
-  name();
-}"""
-
-# On a phone the answer lies below the button, out of sight.
-_SHOW_ANSWER = """() => {
-  const reply = document.querySelector("#reply");
-  if (reply.querySelector(".age") && window.matchMedia("(max-width: 767px)").matches) {
-    reply.scrollIntoView({ block: "start" });
-  }
-}"""
-
-# The two ends of the gradient and the four colours between are those of matplotlib's inferno at fifths.
-_CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; overflow: clip !important; }
-.gradio-container .html-container { padding: 0; }
-#head { position: sticky; top: 0; z-index: 20; overflow: visible; background: var(--body-background-fill);
-  border-bottom: 1px solid var(--border-color-primary); border-radius: 0; }
-.head { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: space-between; gap: 0 24px;
-  padding: 10px 0; }
-.head h1 { font-size: 1.25rem; font-weight: 600; margin: 0; color: var(--body-text-color); }
-.badge, .notice { font-weight: 600; color: #9a3412 !important; margin: 0; }
-.dark .badge { color: #fdba74 !important; }
-.dark .notice { color: #fdba74 !important; }
-#columns { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); grid-template-rows: auto 1fr;
-  gap: 20px 28px; align-items: start; }
-#question { grid-area: 1 / 1; }
-#reply { grid-area: 1 / 2 / 3 / 3; scroll-margin-top: 96px; padding: 20px 24px; min-height: 240px;
-  background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-md); }
-#examples { grid-area: 2 / 1; }
-#preview:not(:has(img)), #problem:not(:has(p)) { display: none; }
-#answer p { margin: 0; }
-#answer .eyebrow { font-size: .875rem; color: var(--body-text-color-subdued); }
-#answer .age { font-size: 2rem; line-height: 1.25; font-weight: 600; }
-#answer .months { font-size: 1.1rem; color: var(--body-text-color-subdued); }
-#answer .waiting { color: var(--body-text-color-subdued); padding-top: 8px; }
-#answer dl { margin: 14px 0 16px; }
-#answer dl div { display: flex; gap: 12px; padding: 5px 0; border-top: 1px solid var(--border-color-primary); }
-#answer dt { flex: 0 0 6.5rem; color: var(--body-text-color-subdued); }
-#answer dd { margin: 0; overflow-wrap: anywhere; }
-#answer .notice { margin-top: 12px; }
-.picture { margin: 0; }
-.picture img { display: block; margin: 0 auto; max-width: 100%; border-radius: var(--radius-sm); background: #000; }
-#preview .picture img { max-height: 320px; }
-#answer .picture img { max-height: 520px; }
-.picture figcaption { font-size: .875rem; color: var(--body-text-color-subdued); margin-top: 6px; }
-#preview figcaption { text-align: center; }
-#answer .scale { display: block; height: 8px; margin: 0 0 8px; border-radius: 2px;
-  background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
-#problem p { margin: 0; padding: 10px 12px; border-left: 4px solid #c2410c; background: #fff7ed; color: #7c2d12; }
-.dark #problem p { background: #431407; color: #fed7aa; }
-.label { font-size: .875rem; color: var(--body-text-color-subdued); margin: 0; }
-#drawings { gap: 10px; flex-wrap: nowrap; }
-#drawings .column { gap: 6px; }
-.thumbnail img { display: block; width: 100%; border-radius: var(--radius-sm); }
-#drawings button { white-space: normal; font-weight: 400; line-height: 1.3; }
-#about { border-top: 1px solid var(--border-color-primary); border-radius: 0; }
-#about p { margin: 8px 0 0; font-size: .875rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-@media (max-width: 767px) {
-  #columns { display: flex; flex-direction: column; align-items: stretch; gap: 16px; }
-  .head { padding: 6px 0; }
-  .head h1 { font-size: 1.05rem; }
-  .badge { font-size: .875rem; }
-  #reply { padding: 16px; min-height: 0; }
-  #answer .age { font-size: 1.6rem; }
-  #answer dl div { display: block; }
-}
-"""
 
 
 if __name__ == "__main__":

@@ -99,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--mixed-precision", choices=("no", "bf16"), default="bf16")
     speed.set_defaults(run=_speed)
 
+    load = commands.add_parser("load", help="latencies, errors and memory of the Space with many clients")
+    load.add_argument("checkpoint", nargs="?", default="default", help="of the Space that is opened for it")
+    load.add_argument("--url", help="ask this open Space instead")
+    load.add_argument("--clients", type=int, default=20, metavar="N", help="default: %(default)s; 1: one by one")
+    load.add_argument("--minutes", type=float, default=5.0, metavar="M", help="default: %(default)s")
+    load.add_argument("--requests", type=int, metavar="N", help="of each client, instead of --minutes")
+    load.set_defaults(run=_load)
+
     polarity = commands.add_parser("polarity", help="check the polarity rule on a prepared data set")
     polarity.add_argument("dataset", type=Path)
     polarity.add_argument("--split", default="validation", help="default: %(default)s")
@@ -256,6 +264,20 @@ def _speed(arguments: argparse.Namespace) -> str:
     recipe = load_recipe(arguments.recipe, arguments.set)
     options = {"steps": arguments.steps, "mixed_precision": arguments.mixed_precision}
     return str(training_speed(recipe, out=arguments.out, **options))
+
+
+def _load(arguments: argparse.Namespace) -> str:
+    from .load import measure_load
+
+    return str(
+        measure_load(
+            url=arguments.url,
+            checkpoint=arguments.checkpoint,
+            clients=arguments.clients,
+            minutes=arguments.minutes,
+            requests=arguments.requests,
+        )
+    )
 
 
 def _polarity(arguments: argparse.Namespace) -> str:

@@ -50,7 +50,7 @@ AGE_TOLERANCE_MONTHS = 1.0
 #: Columns of a table, in any order and in capitals or not; the first is required.
 TABLE_COLUMNS = ("file", "sex", "chronological_age_months")
 
-_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 #: What makes a spreadsheet take a cell for a formula, in both widths; tab and return are skipped over by some.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 
@@ -129,7 +129,7 @@ def collect(sources: Iterable[Source]) -> list[BatchItem]:
 def _items_of(source: Source) -> list[BatchItem]:
     if isinstance(source, tuple):
         name, content = source
-        if content.startswith(_ZIP_STARTS):
+        if content.startswith(ZIP_STARTS):
             return _items_of_archive(name, io.BytesIO(content), len(content))
         return [BatchItem(_base_name(name), name, partial(content_of, content))]
     path = os.fspath(source)
@@ -143,7 +143,7 @@ def _items_of(source: Source) -> list[BatchItem]:
         # Only a regular file is opened: a pipe would block.
         if stat.S_ISREG(os.stat(path).st_mode):
             with open(path, "rb") as file:
-                is_archive = file.read(4).startswith(_ZIP_STARTS)
+                is_archive = file.read(4).startswith(ZIP_STARTS)
             if is_archive:
                 return _items_of_archive(path, open(path, "rb"), os.path.getsize(path))
     except (OSError, ValueError):
@@ -237,7 +237,7 @@ def _content_of_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> byt
         raise InputError("The file is damaged in the archive: pack it again from its source.") from None
     except struct.error:
         raise InputError("The file is damaged in the archive: pack it again from its source.") from None
-    if content.startswith(_ZIP_STARTS):
+    if content.startswith(ZIP_STARTS):
         raise InputError("This is an archive inside an archive, which is not opened: give it by itself.")
     return content_of(content)
 

@@ -166,6 +166,38 @@ def chronological_age_months(birth: date, study: date) -> float:
     return check_chronological_age(completed + (study - begun).days / (ends - begun).days)
 
 
+def age_from_years_and_months(years: float | None, months: float | None) -> float | None:
+    """A typed age in months; None where neither is given.
+
+    Raises:
+        InputError: one of them is negative, the months are 12 or more beside years, or the age is above 20 years.
+    """
+    if years is None and months is None:
+        return None
+    if min(years or 0.0, months or 0.0) < 0:
+        raise InputError("The chronological age cannot be negative; give the age at the study in years and months.")
+    if years and months is not None and months >= 12:
+        raise InputError("Beside years there are at most 11 months; carry twelve of them over into the years.")
+    return check_chronological_age(12 * (years or 0.0) + (months or 0.0))
+
+
+def age_from_typed_dates(birth: str, study: str) -> float | None:
+    """The age on the day of the study from two typed dates (year-month-day); None where neither is given.
+
+    Raises:
+        InputError: one of them is missing or no date, or `chronological_age_months` refuses them. No date is named.
+    """
+    if not birth.strip() and not study.strip():
+        return None
+    days = []
+    for text, name in ((birth, "birth"), (study, "study")):
+        try:
+            days.append(date.fromisoformat(text.strip()))
+        except ValueError:
+            raise InputError(f"The date of {name} is missing or no date; write it as year-month-day.") from None
+    return chronological_age_months(*days)
+
+
 def check_chronological_age(months: float) -> float:
     """Return a chronological age that may be one.
 

@@ -619,7 +619,7 @@ def local_folder(source: str | os.PathLike[str], files: Sequence[str] | None = N
     if not is_hub_id(name):
         return Path(name)
     repo_id, revision = split_id(name)
-    return download(repo_id, files or (_MANIFEST, "README.md", "data/*"), kind="dataset", revision=revision)
+    return download(repo_id, list(files or (_MANIFEST, "README.md", "data/*")), kind="dataset", revision=revision)
 
 
 def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:

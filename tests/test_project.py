@@ -95,6 +95,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
     | {"features", "folding", "publishing"},
     "batch": TRAVELS | {"clinical"},
+    # the Space
+    "service": TRAVELS | {"batch", "explain"},
+    "uploads": LEAF | {"batch", "report"},
+    "page": LEAF | {"batch", "growth_plot", "report", "service"},
     "card": CONFIGURATION | {"metrics", "summary", "hub"},
     "publishing": CONFIGURATION | {"files", "data", "data_card", "hub_access", "hub", "card"},
 }

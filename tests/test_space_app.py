@@ -1,5 +1,7 @@
 """The Space: what its endpoint answers, what it refuses, what it leaves on the disk, and how it looks in a browser."""
 
+import ast
+import asyncio
 import base64
 import gc
 import io
@@ -9,9 +11,12 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,12 +30,15 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import space_app
-from boneage_hf import load_pipeline, read
+from boneage_hf import load_pipeline, page, read, uploads
+from boneage_hf.batch import BatchRow, collect, predict_batch, read_table, rows_to_csv
+from boneage_hf.clinical import assess
 from boneage_hf.errors import InputError
-from boneage_hf.hub import checkpoint_revision
+from boneage_hf.hub import DEFAULT_CHECKPOINT, checkpoint_revision
 from boneage_hf.phantom import draw, png_bytes
 from boneage_hf.pipeline_boneage import BoneAgePipeline
-from boneage_hf.report import DISCLAIMER, answer_as_json, format_age, format_months
+from boneage_hf.report import DISCLAIMER, CheckLine, answer_as_json, format_age, format_months, make_report
+from boneage_hf.service import NO_SEX, Reader
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 SCREENSHOTS = Path(__file__).parents[1] / "test-output"
@@ -62,7 +70,7 @@ def space(pipe: BoneAgePipeline, tmp_path_factory: pytest.TempPathFactory) -> It
     temporary = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
-        with space_app.upload_folder():
+        with uploads.upload_folder():
             revision = checkpoint_revision(pipe)
             demo = space_app.build_demo(pipe, revision=revision)
             space_app.launch(demo, prevent_thread_lock=True)
@@ -85,14 +93,16 @@ def hand_png(tmp_path: Path) -> Path:
 @pytest.fixture
 def hand_dicom(tmp_path: Path) -> Path:
     path = tmp_path / "IM000001"
-    path.write_bytes(dicom(np.asarray(draw(110, "female", seed=3, size=300)).astype(np.uint16) * 16, bits_stored=12))
+    about = {"PatientSex": "F", "PatientBirthDate": "20100315", "StudyDate": "20190620", "ImageLaterality": "L"}
+    pixels = np.asarray(draw(110, "female", seed=3, size=300)).astype(np.uint16) * 16
+    path.write_bytes(dicom(pixels, bits_stored=12, elements=about))
     return path
 
 
 def call(space: Space, file: object, sex: object) -> str:
     """The event stream of `/predict` for arguments that gradio_client would not send."""
     address = f"{space.url}gradio_api/call/predict"
-    event = httpx.post(address, json={"data": [file, sex]}).json()["event_id"]
+    event = httpx.post(address, json={"data": [file, sex, None]}).json()["event_id"]
     return httpx.get(f"{address}/{event}", timeout=30).text
 
 
@@ -112,7 +122,143 @@ def test_the_endpoint_answers_what_the_pipeline_answers(space: Space, client: Cl
     assert {key: result[key] for key in answer_as_json(answer)} == answer_as_json(answer)
     assert result["bone_age"] == format_age(answer["bone_age_months"])
     assert (result["revision"], result["notice"]) == (space.revision, DISCLAIMER)
-    assert result["model"] == space_app._model_name(space.pipe)
+    assert result["model"] == Reader(space.pipe).model_name()
+
+
+def test_the_endpoint_assesses_a_chronological_age(client: Client, hand_png: Path) -> None:
+    result = client.predict(handle_file(hand_png), "male", 100.0, api_name="/predict")
+    expected = assess(
+        bone_age_months=result["bone_age_months"],
+        interval_months=None,
+        sex="male",
+        chronological_age_months=100.0,
+    )
+    assert result["chronological_age_months"] == 100.0
+    assert result["assessment"]["sds"] == pytest.approx(expected.sds, abs=0.01)
+    assert result["assessment"]["statement"] == expected.statement
+
+
+def test_the_endpoint_takes_sex_and_age_from_a_dicom_header(space: Space, client: Client, hand_dicom: Path) -> None:
+    result = client.predict(handle_file(hand_dicom), api_name="/predict")
+    assert (result["sex"], result["hand"]) == ("female", "left")
+    assert result["chronological_age_months"] == pytest.approx(111.17, abs=0.01)
+    assert result["remarks"] == []
+    other = client.predict(handle_file(hand_dicom), "male", api_name="/predict")
+    assert other["sex"] == "male"
+    assert other["remarks"] == ["The DICOM header says female, but male was chosen: check which is right."]
+    assert PATIENT_NAME not in json.dumps([result, other])
+
+
+def test_the_endpoint_says_where_its_time_went(client: Client, hand_png: Path) -> None:
+    began = time.perf_counter()
+    seconds = client.predict(handle_file(hand_png), "male", api_name="/predict")["seconds"]
+    assert list(seconds) == ["read", "gate", "network", "drawing"]
+    assert all(value > 0 for value in seconds.values())
+    assert sum(seconds.values()) < time.perf_counter() - began
+
+
+@pytest.mark.parametrize(("age", "part"), [(-1.0, "negative"), (241.0, "over 20 years")])
+def test_an_impossible_age_is_refused(client: Client, hand_png: Path, age: float, part: str) -> None:
+    with pytest.raises(AppError, match=part):
+        client.predict(handle_file(hand_png), "male", age, api_name="/predict")
+
+
+def test_the_batch_endpoint_answers_what_the_batch_of_the_package_answers(
+    space: Space, client: Client, hand_png: Path, hand_dicom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no radiograph")
+    (tmp_path / "table.csv").write_text("file,sex,chronological_age_months\nhand.png,male,100\ntext.png,male,\n")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        archive.write(hand_png, "hand.png")
+    files = [tmp_path / "many.zip", hand_dicom, tmp_path / "text.png"]
+    result = client.predict(
+        [handle_file(file) for file in files], handle_file(tmp_path / "table.csv"), api_name="/predict_batch"
+    )
+    rows = list(predict_batch(space.pipe, collect(files), table=read_table(tmp_path / "table.csv")))
+    assert result["csv"] == rows_to_csv(rows)
+    assert [row["file"] for row in result["rows"]] == ["hand.png", "IM000001", "text.png"]
+    assert [row["problem"] is None for row in result["rows"]] == [True, True, False]
+    assert space.files_left() == []
+
+
+def data_uri(path: Path) -> str:
+    return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def test_a_data_uri_gets_the_answer_of_the_pipeline(space: Space, client: Client, hand_png: Path) -> None:
+    result = client.predict(data_uri(hand_png), "male", api_name="/read_bone_age")
+    answer = answer_as_json(space.pipe(str(hand_png), sex="male"))
+    assert {key: result[key] for key in answer} == answer
+    assert "overlay" not in result
+
+
+def test_a_language_model_gets_the_answer_of_the_pipeline(space: Space, hand_png: Path) -> None:
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def ask() -> tuple[list[str], dict[str, Any], bool]:
+        async with (
+            streamablehttp_client(f"{space.url}gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            tools = [tool.name for tool in (await session.list_tools()).tools]
+            reply = await session.call_tool("read_bone_age", {"image": data_uri(hand_png), "sex": "male"})
+            # A tool with files would fetch what a URL names.
+            other = await session.call_tool("predict", {"file": "http://127.0.0.1/hand.png", "sex": "male"})
+            return tools, ast.literal_eval(reply.content[0].text), bool(other.isError)
+
+    tools, result, refused = asyncio.run(ask())
+    assert tools == ["read_bone_age"]
+    answer = answer_as_json(space.pipe(str(hand_png), sex="male"))
+    assert {key: result[key] for key in answer} == answer
+    assert refused
+    assert space.files_left() == []
+
+
+@pytest.mark.parametrize("image", ["http://127.0.0.1/hand.png", "hand.png", "data:image/png,abc", "data:;base64,*"])
+def test_what_is_no_data_uri_is_refused(client: Client, image: str) -> None:
+    with pytest.raises(AppError, match="must be a data URI"):
+        client.predict(image, "male", api_name="/read_bone_age")
+
+
+def test_a_sex_that_is_none_is_refused_with_a_data_uri(client: Client, hand_png: Path) -> None:
+    with pytest.raises(AppError, match="sex"):
+        client.predict(data_uri(hand_png), "boy", api_name="/read_bone_age")
+
+
+def test_health_is_told_without_the_model(space: Space) -> None:
+    assert httpx.get(f"{space.url}healthz").json()["status"] == "ok"
+
+
+def test_concurrent_requests_are_not_mixed(space: Space, tmp_path: Path) -> None:
+    expected = {}
+    for months in (40, 80, 120, 160):
+        path = tmp_path / f"{months}.png"
+        path.write_bytes(png_bytes(draw(months, "female", seed=3, size=200)))
+        expected[path] = round(space.pipe(str(path), sex="female")["bone_age_months"], 2)
+    client = Client(space.url, verbose=False)
+    jobs = [(path, client.submit(handle_file(path), "female", api_name="/predict")) for path in [*expected] * 3]
+    assert [job.result()["bone_age_months"] for _, job in jobs] == [expected[path] for path, _ in jobs]
+    assert space.files_left() == []
+
+
+def test_nothing_of_a_patient_is_printed(
+    space: Space, client: Client, hand_dicom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "Secretname.dcm"
+    bad.write_bytes(hand_dicom.read_bytes()[:3000])
+    client.predict(handle_file(hand_dicom), "female", api_name="/predict")
+    for file, sex in ((bad, "female"), (hand_dicom, "Secretname")):
+        with pytest.raises((AppError, ValueError)):
+            client.predict(handle_file(file), sex, 1.0, api_name="/predict")
+    client.predict([handle_file(bad)], None, api_name="/predict_batch")
+    call(space, {"path": "Secretname.png", "meta": {"_type": "gradio.FileData"}}, "female")
+    printed = "".join(capfd.readouterr())
+    assert PATIENT_NAME not in printed
+    assert "Secretname.dcm" not in printed
+    assert "IM000001" not in printed
 
 
 def test_the_sex_reaches_the_model(client: Client, hand_png: Path) -> None:
@@ -190,8 +336,12 @@ def test_a_path_out_of_the_upload_folder_is_refused(space: Space, tmp_path: Path
     assert hand_png.is_file()
 
 
-def test_only_the_endpoint_for_programs_is_public(client: Client) -> None:
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/predict"]
+def test_only_the_endpoints_for_programs_are_public(client: Client) -> None:
+    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == [
+        "/predict",
+        "/predict_batch",
+        "/read_bone_age",
+    ]
 
 
 # --- nothing is kept ------------------------------------------------------------------------------------------------
@@ -223,15 +373,17 @@ def test_an_upload_that_nobody_fetches_is_deleted(tmp_path: Path) -> None:
         path.parent.mkdir()
         path.write_bytes(b"x")
     os.utime(old, (time.time() - 100, time.time() - 100))
-    space_app.delete_older(tmp_path, seconds=60)
-    space_app.delete_older(tmp_path, seconds=60)  # folders left empty go with the next round at the latest
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=200)
+    uploads.delete_older(
+        tmp_path, seconds=60, waiting_seconds=200
+    )  # folders left empty go with the next round at the latest
     assert not old.parent.exists()
     assert new.is_file()
 
 
 def test_the_upload_folder_goes_with_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/before")
-    with space_app.upload_folder() as folder:
+    with uploads.upload_folder() as folder:
         (folder / "left.png").write_bytes(b"x")
         assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
         assert folder.stat().st_mode & 0o077 == 0
@@ -239,11 +391,48 @@ def test_the_upload_folder_goes_with_the_space(monkeypatch: pytest.MonkeyPatch) 
     assert os.environ["GRADIO_TEMP_DIR"] == "/before"
 
 
-def test_held_radiographs_give_way_to_newer_ones() -> None:
-    radiograph = read(png_bytes(draw(110, "female", seed=3, size=100)))
-    held = space_app.HeldRadiographs(max_pixels=25_000)
+def test_a_file_that_waits_for_a_batch_is_kept_for_longer(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "upload"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    kept = uploads.Upload("hand.png", path).waiting(tmp_path)
+    assert not path.parent.exists()
+    os.utime(kept.path, (time.time() - 100, time.time() - 100))
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=200)
+    assert kept.path.is_file()
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=90)
+    assert not kept.path.exists()
+
+
+def test_an_upload_lies_under_no_name_of_its_own(space: Space, hand_png: Path) -> None:
+    content = hand_png.read_bytes()
+    post = f"{space.url}gradio_api/upload"
+    first, second = (httpx.post(post, files={"files": (hand_png.name, content)}).json()[0] for _ in range(2))
+    assert first != second
+    assert "Secretname" not in first
+    assert Path(first).is_relative_to(space.temporary)
+    for path in (first, second):
+        call(space, {"path": path, "meta": {"_type": "gradio.FileData"}}, "female")
+    assert space.files_left() == []
+
+
+def test_an_upload_that_is_no_form_is_refused(space: Space) -> None:
+    reply = httpx.post(f"{space.url}gradio_api/upload", content=b"x", headers={"content-type": "text/plain"})
+    assert reply.status_code == 400
+
+
+def test_an_upload_above_the_limit_is_refused_and_not_kept(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1000)
+    reply = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", bytes(2000))})
+    assert reply.status_code == 413
+    assert space.files_left() == []
+
+
+def test_held_cases_give_way_to_newer_ones() -> None:
+    case = uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100))))
+    held = uploads.HeldCases(max_pixels=25_000)
     for session in ("a", "b", "c"):
-        held.hold(session, radiograph)
+        held.hold(session, case)
     assert [held.get(session) is not None for session in ("a", "b", "c")] == [False, True, True]
     held.forget("b")
     assert held.get("b") is None
@@ -251,8 +440,8 @@ def test_held_radiographs_give_way_to_newer_ones() -> None:
 
 
 def test_one_radiograph_above_the_limit_is_held_all_the_same() -> None:
-    held = space_app.HeldRadiographs(max_pixels=1)
-    held.hold("a", read(png_bytes(draw(110, "female", seed=3, size=100))))
+    held = uploads.HeldCases(max_pixels=1)
+    held.hold("a", uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100)))))
     assert held.get("a") is not None
 
 
@@ -272,34 +461,101 @@ def test_the_queue_is_bounded(space: Space) -> None:
 
 def test_no_sex_is_chosen_beforehand(space: Space) -> None:
     config = httpx.get(f"{space.url}config").json()
-    (radio,) = [one["props"] for one in config["components"] if one["type"] == "radio"]
-    assert radio.get("value") is None
-    assert [value for _, value in radio["choices"]] == ["female", "male"]
+    radios = [one["props"] for one in config["components"] if one["type"] == "radio"]
+    of_sex = [radio for radio in radios if "female" in [value for _, value in radio["choices"]]]
+    assert len(of_sex) == 3  # one radiograph, a batch, programs
+    assert all(not radio.get("value") for radio in of_sex)
+
+
+def hostile_report(pipe: BoneAgePipeline, **changes: Any) -> Any:
+    answer = pipe(draw(110, "female", seed=3), sex="female") | changes
+    return answer, make_report(
+        answer,
+        chronological_age_months=100.0,
+        remarks=[EVIL],
+        model=EVIL,
+        revision=EVIL,
+        day=date(2026, 1, 2),
+    )
+
+
+EVIL = "<script>alert(1)</script>"
 
 
 def test_a_name_from_outside_is_escaped(pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipe.model, "name_or_path", "evil/<script>alert(1)</script>")
-    demo = space_app.build_demo(pipe, revision="<b>main</b>")
-    pages = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
-    answer = pipe(draw(110, "female", seed=3), sex="female")
+    monkeypatch.setattr(pipe.model, "name_or_path", f"evil/{EVIL}")
+    demo = space_app.build_demo(pipe, revision=EVIL)
+    pages = [str(block.value) for block in demo.blocks.values() if isinstance(block, gr.HTML)]
+    answer, report = hostile_report(pipe)
     picture = Image.new("RGB", (8, 8))
-    pages.append(space_app._answer_html(answer, picture, model="<script>alert(1)</script>", revision="<b>main</b>"))
-    pages.append(space_app._problem_html("<script>alert(1)</script>"))
-    text = "".join(str(page) for page in pages)
-    assert text.count("&lt;script&gt;alert(1)") == 3
+    pages.append(page.answer_html(report, picture, picture, answer["attention"]))
+    pages.append(page.problem_html(EVIL))
+    pages.append(page.problem_html(EVIL, Refused(checks=(CheckLine(EVIL, "refuse", EVIL),))))
+    row = BatchRow(EVIL, problem=EVIL, warnings=EVIL)
+    pages.append(page.batch_html([row, replace(row, bone_age_months=1.0)], model=EVIL, revision=EVIL, finished=True))
+    text = "".join(pages)
+    assert text.count("&lt;script&gt;alert(1)") >= 10
     assert "<script>" not in text
-    assert "<b>main" not in text
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The shape of the quality gate's verdict."""
+
+    checks: tuple[CheckLine, ...]
+    verdict: str = "refuse"
+    corrections: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def test_checks_and_corrections_stand_beside_the_answer(pipe: BoneAgePipeline) -> None:
+    checks = (CheckLine("One hand", "pass", "It is one."), CheckLine("Phantom", "warn", "It is drawn."))
+    quality = Refused(checks, verdict="warn", corrections=("Turned by 90 degrees.",))
+    answer, report = hostile_report(pipe, quality=quality)
+    picture = Image.new("RGB", (8, 8))
+    text = page.answer_html(report, picture, picture, answer["attention"])
+    assert '<span class="mark ok">Passed</span> One hand: It is one.' in text
+    assert '<span class="mark warn">Warning</span> Phantom: It is drawn.' in text
+    assert '<span class="mark warn">Corrected</span> Turned by 90 degrees.' in text
+
+
+def test_a_refused_image_shows_its_checks(pipe: BoneAgePipeline) -> None:
+    text = page.problem_html("This is no hand.", Refused((CheckLine("One hand", "refuse", "It is a cat."),)))
+    assert "<strong>Not read.</strong> This is no hand." in text
+    assert '<span class="mark bad">Refused</span> One hand: It is a cat.' in text
 
 
 def test_the_folder_of_a_checkpoint_is_named_without_its_path(pipe: BoneAgePipeline) -> None:
-    assert space_app._model_name(pipe) == f"tiny (tiny, {pipe.model.config.image_size} px)"
+    assert Reader(pipe).model_name() == f"tiny (tiny, {pipe.model.config.image_size} px)"
 
 
 def test_an_interval_is_shown_in_years_and_months(pipe: BoneAgePipeline) -> None:
-    answer = pipe(draw(110, "female", seed=3), sex="female") | {"interval_months": [100.0, 123.4]}
-    page = space_app._answer_html(answer, Image.new("RGB", (8, 8)), model="m", revision="r")
-    assert "8 years 4 months to 10 years 3 months (100.0 to 123.4 months)" in page
-    assert DISCLAIMER in page
+    answer, report = hostile_report(pipe, interval_months=[100.0, 123.4])
+    picture = Image.new("RGB", (8, 8))
+    text = page.answer_html(report, picture, picture, answer["attention"])
+    assert "8 years 4 months to 10 years 3 months (100.0 to 123.4 months)" in text
+    assert DISCLAIMER in text
+
+
+def test_the_benchmark_tab_holds_the_corrected_table(space: Space) -> None:
+    text = next(
+        str(b.value) for b in space.demo.blocks.values() if isinstance(b, gr.HTML) and "benchmark" in str(b.value)
+    )
+    assert "The same table, corrected" in text
+    assert "reference-test-1024" in text
+    assert "<html" not in text
+
+
+def test_a_card_is_shown_without_its_metadata() -> None:
+    assert page.card_markdown("---\nlicense: other\n---\n\n# Title\n") == "# Title"
+    assert page.card_markdown("# Title\n") == "# Title"
+    assert "no card" in page.card_markdown(None)
+
+
+def test_the_default_checkpoint_brings_its_card() -> None:
+    pipe = SimpleNamespace(model=SimpleNamespace(name_or_path=str(DEFAULT_CHECKPOINT)))
+    card = space_app._card_of(pipe)  # type: ignore[arg-type]
+    assert "# boneage-hf default" in page.card_markdown(card)
 
 
 def test_the_page_writes_nothing_beside_its_source(space: Space) -> None:
@@ -349,7 +605,13 @@ class Visit:
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.evaluate("window.scrollTo(0, 0)")
         self.page.screenshot(path=SCREENSHOTS / f"space-{name}.png", full_page=True)
+
+    def save(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        return Path(download.value.path()).read_bytes()
 
 
 @pytest.fixture
@@ -377,7 +639,7 @@ def visit(space: Space, chromium: Any) -> Iterator[Callable[..., Visit]]:
 
 
 def held_radiographs() -> int:
-    return sum(len(one) for one in gc.get_objects() if isinstance(one, space_app.HeldRadiographs))
+    return sum(len(one) for one in gc.get_objects() if isinstance(one, uploads.HeldCases))
 
 
 @pytest.mark.slow
@@ -398,7 +660,9 @@ def test_a_png_is_answered_in_the_page(space: Space, visit: Callable[..., Visit]
         DISCLAIMER,
     ):
         assert part in text
-    assert seen.page.locator("#answer img").evaluate("image => image.naturalWidth") == 300
+    widths = seen.page.locator("#answer img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert widths == [300, 300]
+    assert "chronological age was not given" in text
     assert "Secretname" not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("desktop-light")
@@ -409,13 +673,185 @@ def test_a_dicom_file_is_answered_in_the_page(space: Space, visit: Callable[...,
     seen = visit(scheme="dark")
     seen.upload(hand_dicom)
     assert "Radiograph: DICOM, 12 bit, 300 x 300 px" in seen.page.locator("#preview").inner_text()
-    seen.page.get_by_label("Male", exact=True).check()
+    told = "sex female, chronological age 9 years 3 months, left hand"
+    assert told in seen.page.locator("#prefill").inner_text()
+    assert seen.page.get_by_label("Female", exact=True).is_checked()
+    assert seen.page.get_by_label("Left", exact=True).is_checked()
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "9"
+    assert seen.page.get_by_label("Months", exact=True).input_value() == "3.17"
     seen.ask()
-    assert format_months(space.pipe(str(hand_dicom), sex="male")["bone_age_months"]) in seen.answer()
+    text = seen.answer()
+    assert format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"]) in text
+    assert "Standard deviation score" in text
+    assert "9 years 3 months (111.2 months)" in text
+    assert seen.page.locator("#answer svg").get_attribute("aria-label").startswith("Growth plot: bone age")
     assert PATIENT_NAME not in seen.page.content()
     assert "IM000001" not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("desktop-dark")
+
+
+@pytest.mark.slow
+def test_a_contradiction_to_the_header_is_shown(visit: Callable[..., Visit], hand_dicom: Path) -> None:
+    seen = visit()
+    seen.upload(hand_dicom)
+    seen.page.get_by_label("Male", exact=True).check()
+    sentence = "The DICOM header says female, but male was chosen: check which is right."
+    seen.page.locator("#remarks").get_by_text(sentence).wait_for()
+    seen.ask()
+    assert sentence in seen.answer()
+    seen.page.get_by_label("Female", exact=True).check()
+    seen.page.locator("#answer .waiting").wait_for()
+    assert sentence not in seen.page.locator("#question").inner_text()
+
+
+@pytest.mark.slow
+def test_an_age_from_two_dates_is_refused_before_birth_and_used_after(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
+    seen.page.locator("#preview img").wait_for()
+    seen.page.get_by_label("Two dates").check()
+    seen.page.get_by_label("Date of birth").fill("2019-05-02")
+    seen.page.get_by_label("Date of study").fill("2019-05-01")
+    seen.ask()
+    seen.page.locator("#problem").get_by_text("The study date lies before the birth date").wait_for()
+    assert seen.page.locator("#answer .age").count() == 0
+    seen.page.get_by_label("Date of birth").fill("2015-03-01")
+    seen.ask()
+    assert "4 years 2 months (50.0 months)" in seen.answer()
+
+
+@pytest.mark.slow
+def test_the_slider_changes_the_opacity_without_the_server(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
+    seen.page.locator("#preview img").wait_for()
+    seen.ask()
+    seen.answer()
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url))
+    slider = seen.page.get_by_role("slider", name="Opacity of the attention map in percent")
+    slider.focus()
+    slider.press("Home")
+    assert seen.page.locator("#answer .colours").evaluate("image => image.style.opacity") == "0"
+    slider.press("ArrowRight")
+    assert seen.page.locator("#answer .colours").evaluate("image => image.style.opacity") == "0.05"
+    assert seen.page.locator("#answer output").inner_text() == "5 %"
+    assert [url for url in asked if "heartbeat" not in url] == []
+
+
+@pytest.mark.slow
+def test_reports_are_saved_and_leave_nothing_on_the_disk(
+    space: Space, visit: Callable[..., Visit], hand_dicom: Path
+) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    seen = visit()
+    seen.upload(hand_dicom)
+    seen.ask()
+    seen.answer()
+    months = format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"])
+    seen.page.get_by_label("Name or number on the report").fill("Case $7$ <b>")
+    content = seen.save("Save PDF")
+    (SCREENSHOTS / "report.pdf").write_bytes(content)
+    pages = pypdf.PdfReader(io.BytesIO(content)).pages
+    assert len(pages) == 1
+    for text in (pages[0].extract_text(), seen.save("Save text").decode()):
+        for part in (months, "Case $7$ <b>", "9 years 3 months (111.2 months)", space.revision, DISCLAIMER):
+            assert part in text
+    told = json.loads(seen.save("Save JSON"))
+    assert (told["label"], told["sex"], told["hand"]) == ("Case $7$ <b>", "female", "left")
+    html = seen.save("Save HTML").decode()
+    assert "Case $7$ &lt;b&gt;" in html
+    assert "http" not in html.replace("http://www.w3.org/", "")
+    for text in (json.dumps(told), html):
+        assert PATIENT_NAME not in text
+    assert space.files_left() == []
+
+
+@pytest.mark.slow
+def test_a_batch_with_one_bad_file_answers_the_others(
+    space: Space, visit: Callable[..., Visit], hand_png: Path, hand_dicom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_text("no radiograph")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        archive.write(hand_png, "inside.png")
+        archive.writestr("../outside.png", b"x")
+    (tmp_path / "table.csv").write_text("file,sex,chronological_age_months\ninside.png,male,100\nbad.png,male,\n")
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.locator("#batch-upload input[type=file]").set_input_files(
+        [hand_dicom, tmp_path / "bad.png", tmp_path / "many.zip"]
+    )
+    seen.page.get_by_text("3 files ready").wait_for()
+    seen.page.locator("#table-upload input[type=file]").set_input_files(tmp_path / "table.csv")
+    seen.page.get_by_text("a table of 2 rows").wait_for()
+    seen.page.get_by_role("button", name="Read all").click()
+    seen.page.get_by_text("4 of 4 read, 2 answered, 2 without an answer. Finished.").wait_for()
+    rows = [row.inner_text() for row in seen.page.locator("#batch-table tbody tr").all()]
+    assert [row.split("\t")[0] for row in rows] == ["IM000001", "bad.png", "inside.png", "outside.png"]
+    assert "This is a text file" in rows[1]
+    assert "points outside" in rows[3]
+    with seen.page.expect_download() as download:
+        seen.page.get_by_role("link", name="Save as CSV").click()
+    months = space.pipe(str(hand_png), sex="male")["bone_age_months"]
+    assert f"inside.png,{months:.2f}" in Path(download.value.path()).read_text(encoding="utf-8")
+    assert PATIENT_NAME not in seen.page.content()
+    assert space.files_left() == []
+    seen.screenshot("batch")
+
+
+@pytest.mark.slow
+def test_a_batch_without_files_says_so(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.get_by_role("button", name="Read all").click()
+    seen.page.get_by_text("No files are loaded").wait_for()
+
+
+@pytest.mark.slow
+def test_files_of_a_batch_go_when_the_page_is_closed(
+    space: Space, visit: Callable[..., Visit], hand_png: Path
+) -> None:
+    seen = visit()
+    seen.page.get_by_role("tab", name="Batch").click()
+    seen.page.locator("#batch-upload input[type=file]").set_input_files(hand_png)
+    seen.page.get_by_text("1 file ready").wait_for()
+    assert len(space.files_left()) == 1
+    seen.page.close()
+    wait_until(lambda: space.files_left() == [])
+
+
+@pytest.mark.slow
+def test_an_image_that_the_gate_refuses_is_not_answered(
+    space: Space, visit: Callable[..., Visit], hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = InputError("This does not look like one hand radiograph.")
+    refusal.quality = Refused((CheckLine("One hand", "refuse", "It is a photograph."),))  # type: ignore[attr-defined]
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise refusal
+
+    seen = visit()
+    seen.upload(hand_png)
+    seen.page.get_by_label("Female", exact=True).check()
+    monkeypatch.setattr(BoneAgePipeline, "__call__", refuse)
+    seen.ask()
+    seen.page.locator("#problem").get_by_text("Not read.").wait_for()
+    assert "One hand: It is a photograph." in seen.page.locator("#problem").get_by_role("alert").inner_text()
+    assert seen.page.locator("#answer .age").count() == 0
+    seen.screenshot("refused")
+
+
+@pytest.mark.slow
+def test_every_tab_is_reached_by_keyboard_and_fits_a_phone(visit: Callable[..., Visit]) -> None:
+    seen = visit(size=PHONE)
+    seen.page.get_by_role("tab", name="Read").focus()
+    for name in ("Batch", "Benchmark", "About"):
+        seen.page.keyboard.press("Tab")
+        seen.page.keyboard.press("Enter")
+        assert seen.page.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+        seen.page.wait_for_timeout(500)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
 
 
 @pytest.mark.slow
@@ -424,7 +860,7 @@ def test_without_sex_the_page_says_so_in_one_sentence(visit: Callable[..., Visit
     seen.upload(hand_png)
     seen.ask()
     seen.page.locator("#problem p").wait_for()
-    assert seen.page.get_by_role("alert").inner_text().strip() == space_app._NO_SEX
+    assert seen.page.locator("#problem").get_by_role("alert").inner_text().strip() == NO_SEX
     assert seen.page.locator("#answer .age").count() == 0
 
 
@@ -454,7 +890,7 @@ def test_an_answer_goes_when_its_question_changes(visit: Callable[..., Visit], h
     # Another child's radiograph: neither answer nor sex of the last one may stay.
     seen.page.locator("#upload input[type=file]").set_input_files(hand_png)
     seen.page.locator("#answer .waiting").wait_for()
-    assert seen.page.locator("input[type=radio]:checked").count() == 0
+    assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
 
 
 @pytest.mark.slow
@@ -462,6 +898,8 @@ def test_a_phone_shows_one_column_and_always_the_notice(visit: Callable[..., Vis
     seen = visit(size=PHONE)
     seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
     seen.page.locator("#preview img").wait_for()
+    seen.page.get_by_label("Years", exact=True).fill("4")
+    seen.page.get_by_label("Months", exact=True).fill("2")
     seen.ask()
     seen.answer()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -1,0 +1,318 @@
+"""What the Space holds of its visitors, and for how long: uploads on the disk, radiographs of open pages in memory.
+
+An upload lies under a random name in a private folder, never under its own, which may name a patient; its content is
+read once and the file deleted. What no request fetches is deleted after two minutes, files that wait for a batch
+after an hour, all of it when the Space ends.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.route_utils import GradioMultiPartParser, GradioUploadFile
+from gradio.routes import file_upload_statuses
+from PIL import Image
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from .batch import MAX_MEMBERS, ZIP_STARTS, BatchItem, TableRow, collect
+from .errors import InputError
+from .radiograph import Prefill, Radiograph, content_of
+from .report import Report
+
+#: Pixels of radiographs of open pages that are held in memory, 1 byte each; the oldest give way.
+MAX_HELD_PIXELS = 400_000_000
+
+#: Most bytes of one upload (1 GiB): an archive for a batch; a single radiograph may have `MAX_FILE_BYTES`.
+MAX_UPLOAD_BYTES = 1024**3
+
+#: An upload that no request has fetched by then (a broken connection) is deleted.
+ORPHAN_SECONDS = 120.0
+
+#: Files that a page has taken for a batch and not read by then are deleted.
+WAITING_SECONDS = 3600.0
+
+#: Where Gradio's pages and clients send uploads.
+UPLOAD_ROUTE = "/gradio_api/upload"
+
+_WAITING = "waiting"
+_UPLOAD_GONE = "The upload is no longer there: give the file again."
+_NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
+
+
+# --- in memory ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one open page shows.
+
+    Args:
+        radiograph: as read.
+        prefill: what its DICOM header says; nothing for other files.
+        report: the answer on the page, if there is one.
+        overlay: the attention map over the radiograph, of that answer.
+    """
+
+    radiograph: Radiograph
+    prefill: Prefill = field(default_factory=Prefill)
+    report: Report | None = None
+    overlay: Image.Image | None = None
+
+
+class HeldCases:
+    """The case of each open page by session, in memory only. Safe to use from several threads."""
+
+    def __init__(self, max_pixels: int = MAX_HELD_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, Case] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, session: str, case: Case) -> None:
+        """Replace the session's case; with too many pixels, the oldest of other sessions are forgotten."""
+        with self._lock:
+            self._held.pop(session, None)
+            self._held[session] = case
+            while len(self._held) > 1 and sum(_pixels(one) for one in self._held.values()) > self._max_pixels:
+                self._held.popitem(last=False)
+
+    def get(self, session: str) -> Case | None:
+        return self._held.get(session)
+
+    def forget(self, session: str) -> None:
+        with self._lock:
+            self._held.pop(session, None)
+
+
+def _pixels(case: Case) -> int:
+    return case.radiograph.image.width * case.radiograph.image.height
+
+
+# --- on the disk ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that waits to be read once.
+
+    Args:
+        name: as the visitor's machine calls it.
+        path: where it lies.
+    """
+
+    name: str
+    path: Path
+
+    def content(self) -> bytes:
+        """Its bytes; the file is deleted, whatever comes of it.
+
+        Raises:
+            InputError: it is empty, larger than one radiograph may be, or no longer there.
+        """
+        try:
+            if not self.path.is_file():
+                raise InputError(_UPLOAD_GONE)
+            return content_of(self.path)
+        finally:
+            self.delete()
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+        _remove_if_empty(self.path.parent)
+
+    def waiting(self, folder: Path) -> "Upload":
+        """The same file where it may wait for an hour.
+
+        Raises:
+            InputError: it is no longer there.
+        """
+        kept = folder / _WAITING / self.path.parent.name / "upload"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.utime(self.path)
+            os.replace(self.path, kept)
+        except FileNotFoundError:
+            raise InputError(_UPLOAD_GONE) from None
+        _remove_if_empty(self.path.parent)
+        return replace(self, path=kept)
+
+
+def upload_field(**options: Any) -> gr.File:
+    """A `gr.File` that takes uploads only: no URL, no path of the server.
+
+    With `file_count="multiple"` it hands on a list of [`Upload`]s, each to be read or deleted; else the content of the
+    one file, already deleted, or None.
+
+    Not a subclass: Gradio writes a .pyi file beside the source of every subclass of a component.
+    """
+    file = gr.File(**options)
+    folder = Path(file.GRADIO_CACHE).resolve()
+
+    async def stay_in_cache(url_or_file_path: str | Path | None) -> str | None:
+        # Gradio's own would download a URL. Uploads lie in its cache already; other paths were refused before.
+        if url_or_file_path is not None and "://" in str(url_or_file_path):
+            raise gr.Error(_NOT_AN_UPLOAD, print_exception=False)
+        return None if url_or_file_path is None else str(url_or_file_path)
+
+    def take(payload: Any) -> list[Upload]:
+        uploads = []
+        for one in [] if payload is None else getattr(payload, "root", None) or [payload]:
+            path = Path(one.path).resolve()
+            if folder not in path.parents or not path.is_file():
+                raise gr.Error(_UPLOAD_GONE, print_exception=False)
+            uploads.append(Upload(one.orig_name or "upload", path))
+        return uploads
+
+    def take_content(payload: Any) -> bytes | None:
+        try:
+            return next((upload.content() for upload in take(payload)), None)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    file.async_move_resource_to_block_cache = stay_in_cache  # type: ignore[method-assign]
+    several = options.get("file_count") == "multiple"
+    file.preprocess = take if several else take_content  # type: ignore[method-assign, assignment]
+    return file
+
+
+async def receive_upload(request: Request) -> Response:
+    """Store the files of a form under random names, in place of Gradio's own route, which keeps their names.
+
+    Two visitors who send the same file also get two files here, not one.
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return PlainTextResponse("Send the files as multipart/form-data.", status_code=400)
+    upload_id = request.query_params.get("upload_id")
+    if upload_id:
+        file_upload_statuses.track(upload_id)
+    incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=os.environ["GRADIO_TEMP_DIR"]))
+    stored = []
+    try:
+        form = await GradioMultiPartParser(
+            request.headers,
+            request.stream(),
+            max_files=MAX_MEMBERS,
+            upload_dir=incoming,
+            max_file_size=MAX_UPLOAD_BYTES,
+            upload_id=upload_id,
+            upload_progress=file_upload_statuses if upload_id else None,
+        ).parse()
+        for file in form.getlist("files"):
+            if isinstance(file, GradioUploadFile):
+                path = incoming.parent / secrets.token_hex(16) / "upload"
+                path.parent.mkdir()
+                file.file.close()
+                os.replace(str(file.file.name), path)
+                stored.append(str(path))
+    except MultiPartException as error:
+        return PlainTextResponse(error.message, status_code=413 if "maximum allowed size" in error.message else 400)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)  # of a refused or broken upload too
+    return JSONResponse(stored)
+
+
+@contextmanager
+def upload_folder() -> Iterator[Path]:
+    """A private folder for uploads, named by GRADIO_TEMP_DIR meanwhile; what nobody fetches goes after two minutes."""
+    stop = threading.Event()
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="boneage-uploads-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        os.environ["GRADIO_TEMP_DIR"] = name
+
+        def sweep() -> None:
+            while not stop.wait(ORPHAN_SECONDS / 4):
+                delete_older(folder, seconds=ORPHAN_SECONDS, waiting_seconds=WAITING_SECONDS)
+
+        threading.Thread(target=sweep, daemon=True).start()
+        try:
+            yield folder
+        finally:
+            stop.set()
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def delete_older(folder: Path, *, seconds: float, waiting_seconds: float) -> None:
+    """Delete the files below `folder` that were last written longer ago than that, and folders left empty."""
+    now = time.time()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        allowed = waiting_seconds if _WAITING in path.relative_to(folder).parts else seconds
+        try:
+            if path.is_dir():
+                _remove_if_empty(path)
+            elif path.stat().st_mtime < now - allowed:
+                path.unlink()
+        except FileNotFoundError:
+            pass  # read and deleted meanwhile
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or somebody was quicker
+        folder.rmdir()
+
+
+# --- files that wait for a batch ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WaitingBatch:
+    """What a page has been given for a batch so far."""
+
+    uploads: tuple[Upload, ...] = ()
+    table: dict[str, TableRow] | None = None
+
+    def delete(self) -> None:
+        for upload in self.uploads:
+            upload.delete()
+
+
+def batch_items(uploads: Sequence[Upload]) -> list[BatchItem]:
+    """The files of a batch, archives opened. Each upload is deleted once read, an archive at once (it stays open).
+
+    Raises:
+        InputError: there are more files than a batch may have.
+    """
+    items: list[BatchItem] = []
+    for upload in uploads:
+        named = collect([(upload.name, b"-")])[0]
+        inside = collect([upload.path])
+        if len(inside) == 1 and inside[0].place == str(upload.path):
+            refusal = _refusal_of_archive(upload.path, inside[0])
+            items.append(replace(named, content=refusal or upload.content))
+            if refusal is not None:
+                upload.delete()
+        else:
+            items += inside
+            upload.delete()
+    if len(items) > MAX_MEMBERS:
+        for upload in uploads:
+            upload.delete()
+        raise InputError(f"These are more than {MAX_MEMBERS:,} files: give them in parts.")
+    return items
+
+
+def _refusal_of_archive(path: Path, item: BatchItem) -> Any:
+    """The `content` of an archive that is refused as a whole, which says why; None for any other file."""
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(4).startswith(ZIP_STARTS)
+    except OSError:
+        return None
+    return item.content if is_archive else None
