@@ -1,6 +1,7 @@
 """Result folders of every kind, told apart by their manifest, checked, and gathered for the report."""
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,14 +154,17 @@ def load_study(folder: Path, kind: str) -> Study:
     manifest, text = _manifest(folder), _table_text(folder, kind)
     if manifest.get("complete") is False:
         raise InputError(f"{where} is not complete; run the same command again, which goes on where it stopped.")
-    table = pd.read_csv(folder / name, keep_default_na=True)
+    try:
+        table = pd.read_csv(io.StringIO(text))
+        numbers = table.reindex(columns=[*_SHARES[kind], *_ORDERED[kind]]).to_numpy(dtype=np.float64)
+    except ValueError:  # pandas' own errors are ValueErrors too
+        raise InputError(f"{where}: {name} cannot be read as a table of numbers; run again.") from None
     missing = [c for c in (*_COLUMNS[kind], *_SHARES[kind], *_ORDERED[kind]) if c not in table.columns]
     if missing or table.empty:
         raise InputError(f"{where}: {name} {'is empty' if not missing else f'lacks {missing[0]}'}; run again.")
-    shares = table[list(_SHARES[kind])].to_numpy(dtype=np.float64)
+    shares, ordered = np.split(numbers, [len(_SHARES[kind])], axis=1)
     if not ((shares >= 0) & (shares <= 1)).all():
         raise InputError(f"{where}: {name} has a share that is not between 0 and 1; run again.")
-    ordered = table[list(_ORDERED[kind])].to_numpy(dtype=np.float64)
     if not (np.diff(ordered, axis=1) >= -1e-6).all():
         raise InputError(f"{where}: {name} has values that do not rise ({', '.join(_ORDERED[kind])}); run again.")
     if kind == "stress":

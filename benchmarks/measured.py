@@ -155,29 +155,6 @@ def result_of(
     return result
 
 
-def rank(results: Sequence[MeasuredResult]) -> list[MeasuredResult]:
-    """Order rows by MAE, which is only done within one protocol and where all labels are shown to be the same.
-
-    Raises:
-        InputError: if the rows are from several protocols, or if the labels of one are not shown to be the protocol's.
-    """
-    protocols = sorted({result.protocol for result in results})
-    if len(protocols) > 1:
-        raise InputError(f"numbers of {' and '.join(protocols)} have no common ranking; rank within one protocol.")
-    for result in results:
-        if not result.same_ground_truth:
-            raise InputError(
-                f"the labels behind {result.system} are not shown to be those of {result.protocol}; fill in the "
-                "ground_truth_fingerprint of the row or of the protocol."
-            )
-
-    def mae(result: MeasuredResult) -> float:
-        value = result.values["mae_months"][0]
-        return math.inf if value is None else value
-
-    return sorted(results, key=mae)
-
-
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
