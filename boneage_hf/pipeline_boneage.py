@@ -183,8 +183,9 @@ class BoneAgePipeline(Pipeline):
                 for index in turned:
                     pixel_values[index] = to_standard_pose(pixel_values[index], int(poses[index]))
                 again = predict(turned)
-                # A turn must bring the hand nearer to upright hands; a fist or a foot may look turned either way.
+                # A turn must bring the hand nearer to upright hands; what is no hand may look turned in any pose.
                 better = gate.distance(again.features) < gate.distance(output.features[turned])
+                better |= poses[turned] % 4 == 0
                 poses[turned[~better]] = 0
                 for name in ("bone_age_months", "attention", "features"):
                     output[name][turned[better]] = again[name][better]
