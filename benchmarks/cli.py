@@ -135,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     attention.set_defaults(run=_attention)
 
-    for command in (stress, attention):
+    gate = commands.add_parser("gate", help="how often the quality gate refuses hands and what is no hand")
+    gate.add_argument("--split", default="test", help="default: %(default)s")
+    gate.add_argument(
+        "--changed", type=int, default=256, metavar="N", help="hands turned, mirrored, cut off (default: %(default)s)"
+    )
+    gate.set_defaults(run=_gate)
+
+    for command in (stress, attention, gate):
         command.add_argument("checkpoint", help='folder, Hub id, or "default"')
         command.add_argument("dataset", type=Path, metavar="PREPARED", help="folder written by `boneage prepare`")
         command.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -314,6 +321,20 @@ def _attention(arguments: argparse.Namespace) -> str:
 
     return str(
         attention_of_checkpoint(arguments.checkpoint, arguments.dataset, out=arguments.out, boxes=arguments.boxes)
+    )
+
+
+def _gate(arguments: argparse.Namespace) -> str:
+    from .gate import gate_of_checkpoint
+
+    return str(
+        gate_of_checkpoint(
+            arguments.checkpoint,
+            arguments.dataset,
+            out=arguments.out,
+            split=arguments.split,
+            changed_images=arguments.changed,
+        )
     )
 
 

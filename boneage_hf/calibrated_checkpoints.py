@@ -6,6 +6,7 @@ provenance, and the weights are the old ones.
 
 import copy
 import datetime
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def fit_interval_of_checkpoint(
             or has a correction already and shall get one; the data set is split otherwise than that of the training;
             too few images.
     """
-    pipe = _load(checkpoint, out)
+    pipe = load_for_change(checkpoint, out)
     config = pipe.model.config
     if correct_age and config.age_correction is not None:
         raise InputError("This checkpoint has a correction over age already; start from the one without it.")
@@ -102,7 +103,7 @@ def fit_interval_of_checkpoint(
 
     config.interval = None
     selection = predicted("selection")
-    _check_split(config.provenance, selection)
+    check_split(config.provenance, selection["id"].tolist(), selection["reference_months"].tolist())
     provenance: dict[str, Any] = {
         "base_revision": revision,
         "spread_n": len(selection),
@@ -123,9 +124,9 @@ def fit_interval_of_checkpoint(
     interval = fit_interval(*_columns(calibration), shape=shape)
     low, high = interval_months(calibration["predicted_months"].to_numpy(), interval)
     provenance |= {"alpha": interval["alpha"], "n": len(calibration), "fingerprint": _fingerprint(calibration)}
-    provenance |= {"flip_average": config.flip_average, **_made_by()}
+    provenance |= {"flip_average": config.flip_average, **made_by()}
     config.interval = interval
-    _save(pipe, out, {"interval": provenance})
+    save_changed(pipe, out, {"interval": provenance})
     return FittedInterval(
         interval=interval,
         n=len(calibration),
@@ -196,7 +197,7 @@ def calibrate_checkpoint(
         InputError: the output is the checkpoint itself or holds something else; the checkpoint is calibrated locally
             already; the images are those of the training; too few images; a number of the fit makes no sense.
     """
-    pipe = _load(checkpoint, out)
+    pipe = load_for_change(checkpoint, out)
     config = pipe.model.config
     revision = checkpoint_revision(pipe)
     shape, config.interval = config.interval, None
@@ -226,13 +227,13 @@ def calibrate_checkpoint(
         "interval_width_ci95_months": list(fit.interval_width_ci95_months),
         "coverage_ci95": list(fit.coverage_ci95),
         "flip_average": config.flip_average,
-        **_made_by(),
+        **made_by(),
     }
-    _save(pipe, out, {"local_calibration": provenance})
+    save_changed(pipe, out, {"local_calibration": provenance})
     return CalibratedCheckpoint(fit=fit, revision=checkpoint_revision(pipe))
 
 
-def _load(checkpoint: str, out: Path) -> BoneAgePipeline:
+def load_for_change(checkpoint: str, out: Path) -> BoneAgePipeline:
     """The pipeline; refuses an output that cannot be written before minutes are spent on predictions."""
     source = resolve_checkpoint(checkpoint)
     if Path(source).is_dir() and out.resolve() == Path(source).resolve():
@@ -244,7 +245,8 @@ def _load(checkpoint: str, out: Path) -> BoneAgePipeline:
     return pipe
 
 
-def _save(pipe: BoneAgePipeline, out: Path, provenance: dict[str, Any]) -> None:
+def save_changed(pipe: BoneAgePipeline, out: Path, provenance: dict[str, Any]) -> None:
+    """Write the new checkpoint as the old one was, with this added to its provenance."""
     config = pipe.model.config
     config.provenance = {**copy.deepcopy(config.provenance or {}), **provenance}
     save_checkpoint(
@@ -264,13 +266,15 @@ def _fingerprint(table: pd.DataFrame) -> str:
     return fingerprint(table["id"].tolist(), table["reference_months"].tolist())
 
 
-def _made_by() -> dict[str, Any]:
+def made_by() -> dict[str, Any]:
+    """Package version, commit and date for a provenance."""
     return {"package_version": __version__, "commit": git_commit(), "date": datetime.date.today().isoformat()}
 
 
-def _check_split(provenance: dict[str, Any] | None, selection: pd.DataFrame) -> None:
+def check_split(provenance: dict[str, Any] | None, ids: Sequence[str], bone_age_months: Sequence[float]) -> None:
+    """Refuse a data set whose selection half (ids and labels) is not the one that the training used."""
     trained_with = (provenance or {}).get("selection_fingerprint")
-    if trained_with is not None and trained_with != _fingerprint(selection):
+    if trained_with is not None and trained_with != fingerprint(ids, bone_age_months):
         raise InputError(
             "This data set is split otherwise than the one that the weights were trained with, so its calibration "
             "half may hold training images: prepare the same images with the same --split and --seed, or use "

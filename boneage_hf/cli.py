@@ -126,6 +126,17 @@ def _fit_interval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fit_gate(options: argparse.Namespace) -> int:
+    from .fitted_gate import fit_gate_of_checkpoint
+
+    fitted = fit_gate_of_checkpoint(
+        options.checkpoint, options.dataset, Path(options.out), images=options.images, batch_size=options.batch_size
+    )
+    print(fitted)
+    print(options.out)
+    return 0
+
+
 def _calibrate(options: argparse.Namespace) -> int:
     from .calibrated_checkpoints import calibrate_checkpoint
 
@@ -391,6 +402,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flip(fit_interval)
     fit_interval.add_argument("--batch-size", type=int, default=32)
+
+    fit_gate = add("fit-gate", _fit_gate, "the quality gate of a trained checkpoint: is it one hand, how does it lie")
+    fit_gate.add_argument("checkpoint", help='folder, Hub id, or "default"')
+    fit_gate.add_argument("dataset", help="folder written by `boneage prepare`, the one of the training")
+    fit_gate.add_argument("out", help="folder of the new checkpoint")
+    fit_gate.add_argument(
+        "--images", type=int, default=3000, help="upright, and as many changed training images (default: %(default)s)"
+    )
+    fit_gate.add_argument("--batch-size", type=int, default=32)
 
     calibrate = add("calibrate", _calibrate, "offsets, slope and interval from 50 or more of your own labelled images")
     calibrate.add_argument("checkpoint", help='folder, Hub id, or "default"')

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from .correction_boneage import check_age_correction, check_local_calibration
 from .errors import InputError
 from .interval_boneage import check_interval
+from .quality import check_gate
 
 BACKBONE_NAMES = ("vgg19", "vgg19_bn", "efficientnet_lite0", "tiny", "auto")
 SEX_INPUTS = ("none", "embedding")
@@ -79,6 +80,8 @@ class BoneAgeConfig(PreTrainedConfig):
             answers of this kind. From `boneage fit-interval --flip-average`.
         interval (`dict`, *optional*): the 90 % interval around the answer, see `interval_boneage.py`. From
             `boneage fit-interval` or `boneage calibrate`.
+        gate (`dict`, *optional*): sizes and limits of the quality gate whose tensors the checkpoint holds, see
+            `quality.py`. From `boneage fit-gate`.
         provenance (`dict`, *optional*): where the weights come from: data and split fingerprints, recipe, commit,
             initial weights, licences, date. Written by the training, never read by the model.
 
@@ -111,6 +114,7 @@ class BoneAgeConfig(PreTrainedConfig):
     local_calibration: dict | None = None
     flip_average: bool = False
     interval: dict | None = None
+    gate: dict | None = None
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -166,6 +170,8 @@ class BoneAgeConfig(PreTrainedConfig):
             check_local_calibration(self.local_calibration, uses_sex=self.uses_sex)
         if self.interval is not None:
             check_interval(self.interval)
+        if self.gate is not None:
+            check_gate(self.gate)
 
     @property
     def uses_sex(self) -> bool:

@@ -22,6 +22,7 @@ from .backbones_boneage import make_backbone
 from .configuration_boneage import BoneAgeConfig
 from .correction_boneage import correct_months
 from .errors import InputError
+from .quality import HandGate
 
 
 @dataclass
@@ -174,6 +175,9 @@ class BoneAgePreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ChannelExpansion):
             init.ones_(module.weight)
+        elif isinstance(module, HandGate):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
         elif isinstance(module, nn.BatchNorm2d):
             super()._init_weights(module)
 
@@ -195,6 +199,8 @@ class BoneAgeModel(BoneAgePreTrainedModel):
             AttentionPooling(config, channels, self.grid) if config.pooling == "attention" else AveragePooling()
         )
         self.head = RegressionHead(config, channels)
+        # No part of the forward pass: the pipeline asks it about the features of an answer.
+        self.gate = None if config.gate is None else HandGate(config.gate, channels)
         self.freeze()
         self.post_init()
 
@@ -338,12 +344,16 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         if not bool(((sex == 0) | (sex == 1)).all()):
             raise InputError("sex must be 0 (female) or 1 (male) for every image.")
 
+    def drop_gate(self) -> None:
+        """Forget the quality gate, which belongs to one backbone at one image size."""
+        self.gate = self.config.gate = None
+
     @torch.no_grad()
     def resize_attention(self, image_size: int) -> None:
         """Make the model one for `image_size` px: the position-wise weights are interpolated bilinearly to its grid.
 
         An approximation to start a further training from, not an equal model; so what was fitted to the answers of
-        the old one (correction, calibration, interval) is dropped.
+        the old one (correction, calibration, interval, gate) is dropped.
 
         Raises:
             InputError: a size that no config allows.
@@ -352,6 +362,7 @@ class BoneAgeModel(BoneAgePreTrainedModel):
         self.grid = grid = self.backbone.grid(image_size)
         self.config.image_size = image_size
         self.config.age_correction = self.config.local_calibration = self.config.interval = None
+        self.drop_gate()
         if isinstance(self.attention, AveragePooling):
             return
         old = self.attention.local

@@ -13,7 +13,7 @@ from .errors import InputError
 from .image_processing_boneage import BoneAgeImageProcessor
 from .interval_boneage import interval_months
 from .modeling_boneage import BoneAgeModel, BoneAgeOutput
-from .quality import Quality, RefusedError, inspect, judge, refuse
+from .quality import GateReading, Quality, RefusedError, inspect, judge, refuse, to_standard_pose
 from .radiograph import Radiograph, colour_share, has_phantom_mark, read
 from .sex import SEX_INDEX, SEXES, Sex, parse_sex
 
@@ -161,23 +161,51 @@ class BoneAgePipeline(Pipeline):
         }
 
     def _forward(self, model_inputs: Any, flip_average: bool | None = None) -> Any:  # type: ignore[override]
-        sex = model_inputs["sex"]
-        output = predict_batch(
-            self.model,
-            model_inputs["pixel_values"].to(self.model.dtype),
-            sex=sex if self.model.config.uses_sex else None,
-            flip_average=flip_average,
-        )
+        pixel_values, sex = model_inputs["pixel_values"].to(self.model.dtype), model_inputs["sex"]
+        known = model_inputs["known"] if isinstance(model_inputs["known"], list) else [model_inputs["known"]]
+        gated = self.model.gate is not None and any(item.quality is not None for item in known)
+
+        def predict(part: torch.Tensor | slice) -> BoneAgeOutput:
+            return predict_batch(
+                self.model,
+                pixel_values[part],
+                sex=sex[part] if self.model.config.uses_sex else None,
+                flip_average=flip_average,
+                output_features=gated,
+            )
+
+        output = predict(slice(None))
+        if gated:
+            gate = self.model.gate
+            poses = gate.poses_of(gate.pose_scores(gate.cells(output.features)))  # (B,)
+            turned = poses.nonzero()[:, 0]
+            if len(turned):
+                pixel_values = pixel_values.clone()
+                for index in turned:
+                    pixel_values[index] = to_standard_pose(pixel_values[index], int(poses[index]))
+                again = predict(turned)
+                # A turn must bring the hand nearer to upright hands; what is no hand may look turned in any pose.
+                better = gate.distance(again.features) < gate.distance(output.features[turned])
+                better |= poses[turned] % 4 == 0
+                poses[turned[~better]] = 0
+                for name in ("bone_age_months", "attention", "features"):
+                    output[name][turned[better]] = again[name][better]
+            cut_off, distance = gate.cut_off_score(gate.cells(output.features)), gate.distance(output.features)
+            known = [
+                replace(item, reading=GateReading(float(distance[i]), int(poses[i]), float(cut_off[i])))
+                for i, item in enumerate(known)
+            ]
         return {
             "bone_age_months": output.bone_age_months,
             "attention": output.attention,
             "sex": sex,
-            "known": model_inputs["known"],
+            "known": known,
         }
 
     def postprocess(self, model_outputs: Any) -> dict[str, Any]:  # type: ignore[override]
-        known: _Known = model_outputs["known"]
-        quality = None if known.quality is None else judge(known.quality)
+        # Of a batch the pipeline's iterator has taken the one that belongs to this image.
+        known = model_outputs["known"][0] if isinstance(model_outputs["known"], list) else model_outputs["known"]
+        quality = None if known.quality is None else judge(known.quality, self.model.config.gate, known.reading)
         if quality is not None:
             try:
                 refuse(quality)
@@ -239,9 +267,10 @@ class BoneAgePipeline(Pipeline):
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of one image beside its tensors: its quality so far, and its row of a table (from 1)."""
+    """What is known of one image beside its tensors: its quality so far, what the gate read, its row (from 1)."""
 
     quality: Quality | None
+    reading: GateReading | None = None
     row: int | None = None
 
 

@@ -9,11 +9,14 @@ is put right, and said.
 What is not found: a foot that is as much like hands as hands are, a hand with jewellery or a cast, the wrong child.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from .errors import InputError
 
@@ -182,14 +185,188 @@ def _check_colour(share: float) -> Check:
     return Check("colour", "pass", "The picture is grey.")
 
 
-def judge(quality: Quality) -> Quality:
-    """Add the checks of the network's features, or that they were not made."""
-    missing = Check(
-        "hand",
-        "warn",
-        "Whether this is one upright hand was not checked: the checkpoint has no gate (boneage fit-gate makes one).",
+# --- what the network's features say -------------------------------------------------------------------------------
+
+#: How a hand may lie: pose p needs `p % 4` quarter turns clockwise, then for p of 4 or more a mirroring, to be as
+#: the radiographs of the RSNA challenge are: fingers up, thumb to the right.
+POSES = 8
+
+#: Fields of a gate in a config.
+GATE_FIELDS = (
+    *("components", "cells", "residual_variance", "refuse_above", "warn_above"),
+    *("turn_above", "mirror_above", "cut_off_above"),
+)
+
+
+def check_gate(gate: dict[str, Any]) -> None:
+    """Refuse what is no gate: `components` and `cells` (whole, 1 or more), and finite numbers, of which
+    `residual_variance` and `refuse_above` lie above 0 and `warn_above` is at most `refuse_above`.
+
+    Raises:
+        InputError: naming the field.
+    """
+    if not isinstance(gate, dict) or set(gate) != set(GATE_FIELDS):
+        raise InputError(f"gate needs exactly the fields {', '.join(GATE_FIELDS)}; make it with boneage fit-gate.")
+    for name in ("components", "cells"):
+        if isinstance(gate[name], bool) or not isinstance(gate[name], int) or gate[name] < 1:
+            raise InputError(f"{name} of the gate must be a whole number of 1 or more, not {gate[name]!r}.")
+    for name in GATE_FIELDS[2:]:
+        value = gate[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{name} of the gate must be a finite number, not {value!r}.")
+    if not (gate["residual_variance"] > 0 and 0 < gate["warn_above"] <= gate["refuse_above"]):
+        raise InputError("A gate needs a residual_variance above 0 and 0 < warn_above <= refuse_above.")
+
+
+@dataclass(frozen=True)
+class GateReading:
+    """What a gate reads from the features of one image.
+
+    Attributes:
+        distance: from the hands that the gate was fitted to, see `HandGate.distance`.
+        pose: of the image as it was given, 0 to 7 (see POSES): what was put right before `distance` was taken.
+        cut_off: score of `HandGate.cut_off`.
+    """
+
+    distance: float
+    pose: int
+    cut_off: float
+
+
+class HandGate(nn.Module):
+    """Hands as the backbone sees them: a Gaussian over pooled features, and linear classifiers of pose and cut.
+
+    The distance is that of probabilistic principal component analysis (Tipping ME, Bishop CM, J R Stat Soc B
+    1999;61(3):611-622): Mahalanobis in the leading components, and what they leave over divided by its variance. As
+    Mahalanobis distance in feature space for what lies outside of the training data: Lee K et al., NeurIPS 2018.
+    All numbers are fitted by `boneage fit-gate` and are buffers, so that they are saved with the weights.
+
+    Args:
+        gate: `gate` of a [`BoneAgeConfig`].
+        channels: of the feature maps.
+    """
+
+    def __init__(self, gate: dict[str, Any], channels: int) -> None:
+        super().__init__()
+        self.settings = gate
+        components, cells = gate["components"], gate["cells"]
+        length = components * cells**2
+        for name, shape in (
+            ("center", (channels,)),
+            ("basis", (components, channels)),
+            ("scale", (components,)),
+            ("pose_weight", (POSES, length)),
+            ("pose_bias", (POSES,)),
+            ("cut_off_weight", (1, length)),
+            ("cut_off_bias", (1,)),
+        ):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def distance(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, h, w) -> (B,): root mean square over the C directions, about 1 for a hand."""
+        offset = features.float().mean(dim=(2, 3)) - self.center.float()  # (B, C)
+        along = offset @ self.basis.float().T  # (B, components)
+        rest = (offset.square().sum(1) - along.square().sum(1)).clamp_min(0) / self.settings["residual_variance"]
+        return (((along / self.scale.float()).square().sum(1) + rest) / offset.shape[1]).sqrt()
+
+    def cells(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, h, w) -> (B, components * cells^2): scaled components of coarse cells of the picture."""
+        pooled = nn.functional.adaptive_avg_pool2d(features.float(), self.settings["cells"])  # (B, C, cells, cells)
+        offset = pooled.flatten(2) - self.center.float()[None, :, None]  # (B, C, cells^2)
+        scaled = torch.einsum("kc,bcj->bkj", self.basis.float() / self.scale.float()[:, None], offset)
+        return scaled.flatten(1)
+
+    def pose_scores(self, cells: torch.Tensor) -> torch.Tensor:
+        """(B, components * cells^2) -> log probabilities of the poses (B, 8)"""
+        scores = nn.functional.linear(cells, self.pose_weight.float(), self.pose_bias.float())
+        return scores.log_softmax(1)
+
+    def cut_off_score(self, cells: torch.Tensor) -> torch.Tensor:
+        """(B, components * cells^2) -> (B,), log odds that fingers, thumb or a side of the hand are outside."""
+        return nn.functional.linear(cells, self.cut_off_weight.float(), self.cut_off_bias.float())[:, 0]
+
+    def turn_odds(self, scores: torch.Tensor) -> torch.Tensor:
+        """Log probabilities (B, 8) -> log odds (B, 4) of 0 to 3 quarter turns to none, mirrored or not."""
+        quarters = scores.unflatten(1, (2, 4)).logsumexp(1)  # (B, 4)
+        return quarters - quarters[:, :1]
+
+    def poses_of(self, scores: torch.Tensor) -> torch.Tensor:
+        """Log probabilities (B, 8) -> pose (B,); a turn or a mirroring only where its log odds are above the limit."""
+        odds, quarters = self.turn_odds(scores).max(1)
+        quarters = torch.where(odds > self.settings["turn_above"], quarters, 0)
+        mirror_odds = (scores[:, 4:] - scores[:, :4]).gather(1, quarters[:, None])[:, 0]
+        return quarters + 4 * (mirror_odds > self.settings["mirror_above"])
+
+
+def to_standard_pose(pixels: torch.Tensor, pose: int) -> torch.Tensor:
+    """Turn (..., S, S) by `pose % 4` quarters clockwise, then mirror it for a pose of 4 or more."""
+    pixels = torch.rot90(pixels, -(pose % 4), dims=(-2, -1))
+    return pixels.flip(-1) if pose >= 4 else pixels
+
+
+def judge(quality: Quality, gate: dict[str, Any] | None, reading: GateReading | None) -> Quality:
+    """Add the checks of the network's features, or that they were not made.
+
+    Args:
+        gate: of the config, and what it read; None where the checkpoint has none.
+    """
+    if gate is None or reading is None:
+        missing = Check(
+            "hand",
+            "warn",
+            "Whether this is one upright hand was not checked: the checkpoint has no gate; boneage fit-gate adds one.",
+        )
+        return replace(quality, checks=(*quality.checks, missing))
+    quarters, mirrored = reading.pose % 4, reading.pose >= 4
+    checks = (
+        _check_rotation(quarters),
+        _check_mirror(mirrored),
+        _check_cut_off(reading.cut_off > gate["cut_off_above"]),
+        _check_hand(reading.distance, gate, drawn_phantom=quality.drawn_phantom),
     )
-    return replace(quality, checks=(*quality.checks, missing))
+    return replace(quality, checks=(*quality.checks, *checks), rotation_degrees=90 * quarters, mirrored=mirrored)
+
+
+def _check_rotation(quarters: int) -> Check:
+    if quarters:
+        degrees = 90 * quarters
+        return Check(
+            "rotation", "warn", f"The hand lay on its side or head: it was turned {degrees} degrees clockwise."
+        )
+    return Check("rotation", "pass", "The fingers point up, or no quarter turn was sure enough to be put right.")
+
+
+def _check_mirror(mirrored: bool) -> Check:
+    if mirrored:
+        return Check(
+            "mirror",
+            "warn",
+            "The thumb was on the left, as of a right hand or a mirrored picture: mirrored; check which hand it is.",
+        )
+    return Check("mirror", "pass", "The thumb is on the right, as of a left hand, or its side was not sure.")
+
+
+def _check_cut_off(cut_off: bool) -> Check:
+    if cut_off:
+        return Check(
+            "cut_off", "warn", "Part of the hand seems to lie outside of the picture: check that it is whole."
+        )
+    return Check("cut_off", "pass", "No part of the hand seems to be cut off.")
+
+
+def _check_hand(distance: float, gate: dict[str, Any], *, drawn_phantom: bool) -> Check:
+    if drawn_phantom:
+        return Check("hand", "pass", "Not asked of a drawn phantom: whether it is like hand radiographs.")
+    if distance > gate["refuse_above"]:
+        return Check(
+            "hand",
+            "refuse",
+            "This does not look like a radiograph of one hand: give such a radiograph, or, if it is one, turn the "
+            "quality check off.",
+        )
+    if distance > gate["warn_above"]:
+        return Check("hand", "warn", "This is unlike most hand radiographs that the model knows: be careful.")
+    return Check("hand", "pass", "This looks like a radiograph of one hand.")
 
 
 def refuse(quality: Quality) -> None:

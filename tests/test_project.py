@@ -30,7 +30,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 COMMANDS = (
     *("prepare", "explore", "train", "fit-interval", "evaluate", "predict", "explain"),
-    *("calibrate", "summary", "card", "convert-lite0", "fold", "push", "demo"),
+    *("fit-gate", "calibrate", "summary", "card", "convert-lite0", "fold", "push", "demo"),
 )
 
 # --- who may import whom --------------------------------------------------------------------------------------------
@@ -91,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation_plots": BASE | {"files", "splits"},
     "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub", "evaluation_plots"},
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
+    "fitted_gate": TRAVELS | {"calibrated_checkpoints", "data", "hub", "prepared"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
     | {"features", "folding", "publishing"},
