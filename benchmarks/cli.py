@@ -36,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
+    checkpoints = commands.add_parser("checkpoints", help="the table of the packaged checkpoints, as README.md has it")
+    checkpoints.add_argument("--write", type=Path, metavar="README", help="put it into this file, between its marks")
+    checkpoints.set_defaults(run=_checkpoints)
+
     run = commands.add_parser("run", help="predict the images of a protocol with one system and measure it")
     run.add_argument(
         "--system",
@@ -204,6 +208,15 @@ def _run(arguments: argparse.Namespace) -> str:
             f"by up to {claim['spread_months']:.1f} months)"
         )
     return "\n".join([*lines, f"wrote {arguments.out}"])
+
+
+def _checkpoints(arguments: argparse.Namespace) -> str:
+    from .checkpoints_table import checkpoints_text, write_into
+
+    if arguments.write is None:
+        return checkpoints_text()
+    write_into(arguments.write)
+    return f"wrote {arguments.write}"
 
 
 def _compare(arguments: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ from .summary import layer_table
 
 TEMPLATE = Path(__file__).resolve().parent / "model_card_template.md"
 
-_BACKBONES = {"vgg19": "VGG19", "vgg19_bn": "VGG19 with BatchNorm", "efficientnet_lite0": "EfficientNet-Lite0"}
+BACKBONES = {"vgg19": "VGG19", "vgg19_bn": "VGG19 with BatchNorm", "efficientnet_lite0": "EfficientNet-Lite0"}
 _MEASURES = {
     "mae_months": "mean absolute error (months)",
     "rmse_months": "root mean squared error (months)",
@@ -64,7 +64,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         title=f"boneage-hf {name}",
         name=name,
         config=config,
-        backbone=_BACKBONES.get(config.backbone, config.backbone),
+        backbone=BACKBONES.get(config.backbone, config.backbone),
         grid=pipe.model.grid,
         values=sum(row.values for row in layer_table(pipe.model)),
         revision=revision,
@@ -125,7 +125,7 @@ def _group_row(part: dict[str, Any]) -> str:
 _METADATA_MEASURES = (
     ("mae_months", "mae", "MAE (months)"),
     ("rmse_months", "rmse", "RMSE (months)"),
-    ("within_12_months", "accuracy", "share within 12 months"),
+    ("within_12_months", "within_12_months", "share within 12 months"),
 )
 
 

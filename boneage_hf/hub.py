@@ -293,7 +293,7 @@ def checkpoint_folder(
         )
     repo_id, own = split_id(source)
     wanted = files or (*SETTINGS_FILES, WEIGHTS_FILE, "metrics.json", "LICENSE")
-    folder = download(repo_id, list(wanted), revision=revision or own)
+    folder = download(repo_id, wanted, revision=revision or own)
     for name in {*SETTINGS_FILES, WEIGHTS_FILE}.intersection(wanted):
         if not (folder / name).is_file():
             raise InputError(f"The Hub's model {repo_id} has no {name}, so it is no checkpoint of this package.")

@@ -71,8 +71,9 @@ def download(
     Raises:
         InputError: whatever is in the way.
     """
+    wanted = None if patterns is None else list(patterns)
     with hub_sentences(repo_id, kind, revision=revision), with_timeout(), no_bars():
-        return Path(snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=wanted))
 
 
 @contextmanager

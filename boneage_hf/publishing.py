@@ -294,12 +294,12 @@ def _in_space(path: Path, *, with_weights: bool) -> bool:
 
 
 def _requirements() -> str:
-    """What the package needs, without its extras; CPU builds of PyTorch, which are a fifth of the size."""
+    """What the package needs, with its extra `dicom`; CPU builds of PyTorch, which are a fifth of the size."""
     try:
         declared = importlib.metadata.requires("boneage-hf") or []
     except importlib.metadata.PackageNotFoundError:
         raise InputError("boneage-hf is not installed, so its requirements are not known: install it first.") from None
-    lines = sorted(line.partition(";")[0].strip() for line in declared if "extra ==" not in line)
+    lines = sorted(line.partition(";")[0].strip() for line in declared if "extra ==" not in line or "dicom" in line)
     return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *lines]) + "\n"
 
 

@@ -166,7 +166,7 @@ def test_every_row_that_cannot_be_used_is_reported_at_once(radiographs: Path, tm
     table.loc[0, "Geschlecht"], table.loc[1, "Geschlecht"] = "", "w"
     table.loc[2, "Alter"], table.loc[3, "Alter"] = "twelve", 300.0
     table.loc[4, "Datei"] = "Smith_gone.png"
-    table.loc[5, "Datei"] = table["Datei"].tolist()[6]
+    table.loc[5, "Datei"] = str(table["Datei"].iloc[6])
     (radiographs / "Smith_broken.png").write_bytes(b"no picture")
     table.loc[8, "Datei"] = "Smith_broken.png"
     path = write(radiographs, "bad.csv", table)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.checkpoints_table import END, START, checkpoints_text
 from benchmarks.measured import MEASURED_CSV
 from benchmarks.protocol import PROTOCOLS
 from boneage_hf.card import render_card
@@ -42,6 +43,10 @@ def test_the_readme_prints_the_measured_error(measured: dict[str, Any]) -> None:
 def test_the_model_card_is_what_the_command_renders(path: Path) -> None:
     rendered = render_card("default", name="default", metrics_file=DEFAULT_CHECKPOINT / "metrics.json")
     assert path.read_text(encoding="utf-8") == rendered
+
+
+def test_the_readme_holds_the_table_of_checkpoints_that_the_command_prints() -> None:
+    assert f"{START}\n{checkpoints_text()}\n{END}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_benchmark_has_the_measured_row_of_the_packaged_weights(measured: dict[str, Any]) -> None:
