@@ -215,7 +215,9 @@ def make_report(
 
 def check_lines(quality: Any) -> tuple[CheckLine, ...]:
     """The checks of a verdict of the quality gate, in their order."""
-    return tuple(CheckLine(check.name, check.verdict, check.sentence) for check in quality.checks)
+    return tuple(
+        CheckLine(check.name.replace("_", " ").capitalize(), check.verdict, check.sentence) for check in quality.checks
+    )
 
 
 def clean_label(text: str) -> str:
@@ -275,12 +277,12 @@ def context_rows(report: Report) -> list[tuple[str, str]]:
 
 def image_sentences(report: Report) -> list[str]:
     """What was checked and corrected of the image, and the remarks; one sentence each."""
-    marks = {"pass": "Passed", "warn": "Warning", "refuse": "Refused"}
+    marks = {"pass": "passed", "warn": "warning", "refuse": "refused"}
     lines = [f"Corrected before reading: {text}" for text in report.corrections]
     if report.checks is None:
         lines.append("The image was not checked: this version has no check of whether it shows a hand.")
     else:
-        lines += [f"{marks[check.verdict]}: {check.name}. {check.sentence}" for check in report.checks]
+        lines += [f"{check.name}, {marks[check.verdict]}: {check.sentence}" for check in report.checks]
     return [*report.remarks, *lines]
 
 
