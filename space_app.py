@@ -647,7 +647,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         show_error=False,
         quiet=True,
         max_file_size=MAX_UPLOAD_BYTES,
-        state_session_capacity=200,
+        state_session_capacity=2 * MAX_WAITING,
     )
     if demo.mcp_server_obj is not None:
         # Tools with files would fetch URLs and write what they are given to disk.

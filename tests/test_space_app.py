@@ -903,6 +903,10 @@ def test_a_phone_shows_one_column_and_always_the_notice(visit: Callable[..., Vis
     seen.ask()
     seen.answer()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for part in ("#question", "#reply", "#answer .stack", "#answer .plot", "#save", "#examples"):
+        box = seen.page.locator(part).bounding_box()
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= PHONE["width"], part  # the page clips what is wider
     question, reply = (seen.page.locator(name).bounding_box() for name in ("#question", "#reply"))
     assert question["y"] + question["height"] <= reply["y"]
     seen.page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
