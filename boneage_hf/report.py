@@ -16,6 +16,7 @@ Codes in the JSON, and what is verified of them:
 
 import base64
 import io
+import json
 import math
 import textwrap
 import warnings
@@ -431,6 +432,21 @@ def report_as_pdf(report: Report, *, overlay: Image.Image | None = None) -> byte
         nothing = {"Creator": None, "Producer": None, "CreationDate": None, "Title": "Bone age report"}
         _sheet(report, overlay).savefig(stream, format="pdf", metadata=nothing)
     return stream.getvalue()
+
+
+#: The forms in which a report is saved, by the ending of the file.
+MEDIA_TYPES = {"pdf": "application/pdf", "html": "text/html", "json": "application/json", "txt": "text/plain"}
+
+
+def report_file(report: Report, kind: str, *, overlay: Image.Image | None = None) -> bytes:
+    """The content of a file with the report; `kind` is one of `MEDIA_TYPES`, text is UTF-8."""
+    if kind == "pdf":
+        return report_as_pdf(report, overlay=overlay)
+    if kind == "html":
+        return report_as_html(report, overlay=overlay).encode("utf-8")
+    if kind == "json":
+        return (json.dumps(report_as_json(report), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return report_as_text(report).encode("utf-8")
 
 
 def jpeg_data_uri(image: Image.Image, *, quality: int = 90) -> str:
