@@ -6,10 +6,7 @@ files. The page makes no request to any other host.
 """
 
 import base64
-import binascii
-import json
 import os
-import re
 import signal
 import sys
 import time
@@ -34,9 +31,10 @@ from boneage_hf.batch import read_table, rows_to_csv
 from boneage_hf.clinical import age_from_typed_dates, age_from_years_and_months, check_chronological_age
 from boneage_hf.errors import InputError
 from boneage_hf.phantom import draw, is_phantom, png_bytes
-from boneage_hf.radiograph import MAX_FILE_BYTES, Prefill, content_of, read, read_prefill
+from boneage_hf.radiograph import Prefill, read, read_prefill
 from boneage_hf.report import (
     DISCLAIMER,
+    MEDIA_TYPES,
     Hand,
     answer_as_json,
     assessment_as_json,
@@ -44,10 +42,8 @@ from boneage_hf.report import (
     format_age,
     jpeg_data_uri,
     make_report,
-    report_as_html,
     report_as_json,
-    report_as_pdf,
-    report_as_text,
+    report_file,
 )
 from boneage_hf.service import Reader, Reading, contradictions, display, timed_read
 from boneage_hf.sex import Sex, parse_sex
@@ -59,6 +55,7 @@ from boneage_hf.uploads import (
     Upload,
     WaitingBatch,
     batch_items,
+    content_of_data_uri,
     receive_upload,
     upload_field,
     upload_folder,
@@ -81,7 +78,6 @@ _TABLE_SECONDS = 1.0
 _NO_RADIOGRAPH = "No radiograph is loaded: drop a file, or take a drawn phantom."
 _NO_FILES = "No files are loaded: drop radiographs or a ZIP archive."
 _NO_ANSWER = "There is no answer to report yet: estimate the bone age first."
-_NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
 
 _SEXES = [("Female", "female"), ("Male", "male")]
 _BY_AGE, _BY_DATES = "age", "dates"
@@ -222,15 +218,15 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         answer = page.answer_html(report, reading.seen, reading.colours, reading.answer["attention"])
         return "", answer, gr.update(visible=True), gr.update(visible=True)
 
-    def report_file(kind: str) -> Callable[..., Any]:
+    def saver(kind: str) -> Callable[..., Any]:
         def save(label: str, request: gr.Request) -> tuple[dict[str, str] | None, str]:
             """-> a file for the browser to save, problem"""
             case = held.get(str(request.session_hash))
             if case is None or case.report is None:
                 return None, page.problem_html(_NO_ANSWER)
-            content = _WRITERS[kind](replace(case.report, label=clean_label(label)), case.overlay)
+            content = report_file(replace(case.report, label=clean_label(label)), kind, overlay=case.overlay)
             coded = base64.b64encode(content).decode("ascii")
-            return {"name": f"bone-age-report.{kind}", "type": _MEDIA_TYPES[kind], "content": coded}, ""
+            return {"name": f"bone-age-report.{kind}", "type": MEDIA_TYPES[kind], "content": coded}, ""
 
         return save
 
@@ -241,8 +237,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         session = str(request.session_hash)
         batch = waiting.get(session, WaitingBatch())
         try:
-            folder = Path(os.environ["GRADIO_TEMP_DIR"])
-            batch = replace(batch, uploads=(*batch.uploads, *(upload.waiting(folder) for upload in uploads)))
+            batch = replace(batch, uploads=(*batch.uploads, *(upload.waiting() for upload in uploads)))
             problem = ""
         except InputError as error:
             problem = page.problem_html(str(error))
@@ -349,7 +344,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             chronological_age_months: age of the child at the study in months, if it is known
         """
         with _sentences():
-            answer = answer_content(_content_of_data_uri(image), parse_sex(sex), chronological_age_months)
+            answer = answer_content(content_of_data_uri(image), parse_sex(sex), chronological_age_months)
             return {key: value for key, value in answer.items() if key != "overlay"}
 
     def forget(request: gr.Request) -> None:
@@ -417,7 +412,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                         visible=False,
                     )
                     with gr.Row(elem_id="save", visible=False) as save_row:
-                        savers = {kind: gr.Button(f"Save {title}", size="sm") for kind, title in _TITLES.items()}
+                        savers = {kind: gr.Button(f"Save {kind.upper()}", size="sm") for kind in MEDIA_TYPES}
                     report_problem = gr.HTML("", elem_id="report-problem", js_on_load=_ALERT)
                     saved = gr.JSON(visible=False)
                 with gr.Column(min_width=280, elem_id="examples"):
@@ -493,7 +488,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             **one_by_one,
         ).then(None, None, None, js=page.SHOW_ANSWER, api_visibility="private")
         for kind, button in savers.items():
-            button.click(report_file(kind), label, [saved, report_problem], **private, **one_by_one).then(
+            button.click(saver(kind), label, [saved, report_problem], **private, **one_by_one).then(
                 None, saved, None, js=page.SAVE_FILE, api_visibility="private"
             )
         batch_upload.upload(take_files, batch_upload, [batch_upload, ready, batch_problem], **private)
@@ -525,19 +520,6 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
 _STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 _ALERT = "element.setAttribute('role', 'alert')"
-
-_TITLES = {"pdf": "PDF", "html": "HTML", "json": "JSON", "txt": "text"}
-_MEDIA_TYPES = {"pdf": "application/pdf", "html": "text/html", "json": "application/json", "txt": "text/plain"}
-_WRITERS: dict[str, Callable[..., bytes]] = {
-    "pdf": lambda report, overlay: report_as_pdf(report, overlay=overlay),
-    "html": lambda report, overlay: report_as_html(report, overlay=overlay).encode("utf-8"),
-    "json": lambda report, overlay: json_bytes(report_as_json(report)),
-    "txt": lambda report, overlay: report_as_text(report).encode("utf-8"),
-}
-
-
-def json_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _no_answer() -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -598,22 +580,6 @@ def _sentences() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def _content_of_data_uri(uri: str) -> bytes:
-    """
-    Raises:
-        InputError: it is no data URI with base64, or holds more than one radiograph may have.
-    """
-    match = re.match(r"data:[\w.+/-]*;base64,", uri)
-    if match is None:
-        raise InputError(_NO_DATA_URI)
-    if len(uri) > MAX_FILE_BYTES * 4 // 3 + 1000:
-        raise InputError(f"The image has more than {MAX_FILE_BYTES // 1024**2} MiB, more than a radiograph needs.")
-    try:
-        return content_of(base64.b64decode(uri[match.end() :], validate=True))
-    except binascii.Error:
-        raise InputError(_NO_DATA_URI) from None
-
-
 # --- serving --------------------------------------------------------------------------------------------------------
 
 
@@ -647,7 +613,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         show_error=False,
         quiet=True,
         max_file_size=MAX_UPLOAD_BYTES,
-        state_session_capacity=200,
+        state_session_capacity=2 * MAX_WAITING,
     )
     if demo.mcp_server_obj is not None:
         # Tools with files would fetch URLs and write what they are given to disk.

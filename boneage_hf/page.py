@@ -93,7 +93,9 @@ def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attenti
         "Hand shown": (report.hand or "not stated").capitalize(),
     }
     verdict = report.assessment.verdict if report.assessment else None
-    remarks = f'<div class="remarks">{remark_html(report.remarks)}</div>' if report.remarks else ""
+    warnings = [check.sentence for check in report.checks or () if check.verdict == "warn"]
+    told = remark_html([*report.remarks, *report.corrections, *warnings])
+    remarks = f'<div class="remarks">{told}</div>' if told else ""
     corrections = "".join(
         f'<li><span class="mark warn">Corrected</span> {escape(one)}</li>' for one in report.corrections
     )
@@ -134,15 +136,24 @@ def _map_html(seen: Image.Image, colours: Image.Image, attention: Any) -> str:
 
 
 def _checks_html(checks: Sequence[CheckLine] | None, corrections: str = "") -> str:
+    """What was put right and what failed or warns in sight, what passed behind a line that opens."""
     if checks is None:
-        lines = "<li>This version does not check whether the picture shows a hand: look for yourself.</li>"
-    else:
-        lines = "".join(
-            f'<li><span class="mark {_MARKS[check.verdict][0]}">{_MARKS[check.verdict][1]}</span> '
-            f"{escape(check.name)}: {escape(check.sentence)}</li>"
+        return "<p>This version does not check whether the picture shows a hand: look for yourself.</p>"
+    lines = {
+        verdict: "".join(
+            f'<li><span class="mark {kind}">{word}</span> {escape(check.name)}: {escape(check.sentence)}</li>'
             for check in checks
+            if check.verdict == verdict
         )
-    return f'<ul class="checks">{corrections}{lines}</ul>'
+        for verdict, (kind, word) in _MARKS.items()
+    }
+    in_sight = corrections + lines["refuse"] + lines["warn"]
+    passed = sum(check.verdict == "pass" for check in checks)
+    hidden = ""
+    if passed:
+        summary = f"{passed} {'check' if passed == 1 else 'checks'} passed"
+        hidden = f'<details><summary>{summary}</summary><ul class="checks">{lines["pass"]}</ul></details>'
+    return (f'<ul class="checks">{in_sight}</ul>' if in_sight else "") + hidden
 
 
 def _list_html(rows: dict[str, str]) -> str:
@@ -377,6 +388,7 @@ CSS = """
   background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
 .checks { margin: 4px 0 0; padding: 0; list-style: none; }
 .checks li { padding: 4px 0; }
+#reply summary, #problem summary { cursor: pointer; padding: 4px 0; }
 .mark { display: inline-block; min-width: 5.2rem; font-weight: 600; }
 .mark.ok { color: #15803d; } .mark.warn { color: #b45309; } .mark.bad { color: #b91c1c; }
 .dark .mark.ok { color: #4ade80; } .dark .mark.warn { color: #fbbf24; } .dark .mark.bad { color: #f87171; }
@@ -422,6 +434,7 @@ progress::-moz-progress-bar { background: #0369a1; }
   border-bottom: 1px solid var(--border-color-primary); padding: 6px 10px; text-align: left; vertical-align: top; }
 #batch-table thead th, .benchmark thead th { border-bottom: 2px solid var(--body-text-color-subdued);
   vertical-align: bottom; }
+#batch-table tr, .benchmark tr, #card tr { border: 0; }
 #batch-table tbody th { font-weight: 600; overflow-wrap: anywhere; }
 #batch-table .save { display: inline-block; padding: 8px 16px; border-radius: var(--radius-sm); font-weight: 600;
   background: #0369a1; color: #fff; text-decoration: none; }
@@ -441,7 +454,8 @@ progress::-moz-progress-bar { background: #0369a1; }
 #card td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 6px 10px; }
 #card th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 6px 10px; }
 @media (max-width: 767px) {
-  #columns { display: flex; flex-direction: column; align-items: stretch; gap: 16px; }
+  #columns { grid-template-columns: minmax(0, 1fr); grid-template-rows: none; gap: 16px; }
+  #question, #reply, #examples { grid-area: auto; min-width: 0 !important; }
   .head { padding: 6px 0; }
   .head h1 { font-size: 1.05rem; }
   .badge { font-size: .875rem; }

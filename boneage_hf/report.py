@@ -16,6 +16,7 @@ Codes in the JSON, and what is verified of them:
 
 import base64
 import io
+import json
 import math
 import textwrap
 import warnings
@@ -215,7 +216,9 @@ def make_report(
 
 def check_lines(quality: Any) -> tuple[CheckLine, ...]:
     """The checks of a verdict of the quality gate, in their order."""
-    return tuple(CheckLine(check.name, check.verdict, check.sentence) for check in quality.checks)
+    return tuple(
+        CheckLine(check.name.replace("_", " ").capitalize(), check.verdict, check.sentence) for check in quality.checks
+    )
 
 
 def clean_label(text: str) -> str:
@@ -275,12 +278,12 @@ def context_rows(report: Report) -> list[tuple[str, str]]:
 
 def image_sentences(report: Report) -> list[str]:
     """What was checked and corrected of the image, and the remarks; one sentence each."""
-    marks = {"pass": "Passed", "warn": "Warning", "refuse": "Refused"}
+    marks = {"pass": "passed", "warn": "warning", "refuse": "refused"}
     lines = [f"Corrected before reading: {text}" for text in report.corrections]
     if report.checks is None:
         lines.append("The image was not checked: this version has no check of whether it shows a hand.")
     else:
-        lines += [f"{marks[check.verdict]}: {check.name}. {check.sentence}" for check in report.checks]
+        lines += [f"{check.name}, {marks[check.verdict]}: {check.sentence}" for check in report.checks]
     return [*report.remarks, *lines]
 
 
@@ -429,6 +432,21 @@ def report_as_pdf(report: Report, *, overlay: Image.Image | None = None) -> byte
         nothing = {"Creator": None, "Producer": None, "CreationDate": None, "Title": "Bone age report"}
         _sheet(report, overlay).savefig(stream, format="pdf", metadata=nothing)
     return stream.getvalue()
+
+
+#: The forms in which a report is saved, by the ending of the file.
+MEDIA_TYPES = {"pdf": "application/pdf", "html": "text/html", "json": "application/json", "txt": "text/plain"}
+
+
+def report_file(report: Report, kind: str, *, overlay: Image.Image | None = None) -> bytes:
+    """The content of a file with the report; `kind` is one of `MEDIA_TYPES`, text is UTF-8."""
+    if kind == "pdf":
+        return report_as_pdf(report, overlay=overlay)
+    if kind == "html":
+        return report_as_html(report, overlay=overlay).encode("utf-8")
+    if kind == "json":
+        return (json.dumps(report_as_json(report), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return report_as_text(report).encode("utf-8")
 
 
 def jpeg_data_uri(image: Image.Image, *, quality: int = 90) -> str:

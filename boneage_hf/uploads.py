@@ -5,7 +5,10 @@ read once and the file deleted. What no request fetches is deleted after two min
 after an hour, all of it when the Space ends.
 """
 
+import base64
+import binascii
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -21,6 +24,7 @@ from typing import Any
 import gradio as gr
 from gradio.route_utils import GradioMultiPartParser, GradioUploadFile
 from gradio.routes import file_upload_statuses
+from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -28,7 +32,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .batch import MAX_MEMBERS, ZIP_STARTS, BatchItem, TableRow, collect
 from .errors import InputError
-from .radiograph import Prefill, Radiograph, content_of
+from .radiograph import MAX_FILE_BYTES, Prefill, Radiograph, content_of
 from .report import Report
 
 #: Pixels of radiographs of open pages that are held in memory, 1 byte each; the oldest give way.
@@ -36,6 +40,9 @@ MAX_HELD_PIXELS = 400_000_000
 
 #: Most bytes of one upload (1 GiB): an archive for a batch; a single radiograph may have `MAX_FILE_BYTES`.
 MAX_UPLOAD_BYTES = 1024**3
+
+#: Most bytes of all uploads that wait to be read (8 GiB); further ones are refused.
+MAX_STORED_BYTES = 8 * 1024**3
 
 #: An upload that no request has fetched by then (a broken connection) is deleted.
 ORPHAN_SECONDS = 120.0
@@ -48,6 +55,7 @@ UPLOAD_ROUTE = "/gradio_api/upload"
 
 _WAITING = "waiting"
 _UPLOAD_GONE = "The upload is no longer there: give the file again."
+_NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
 _NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
 
 
@@ -134,13 +142,13 @@ class Upload:
         self.path.unlink(missing_ok=True)
         _remove_if_empty(self.path.parent)
 
-    def waiting(self, folder: Path) -> "Upload":
+    def waiting(self) -> "Upload":
         """The same file where it may wait for an hour.
 
         Raises:
             InputError: it is no longer there.
         """
-        kept = folder / _WAITING / self.path.parent.name / "upload"
+        kept = self.path.parents[1] / _WAITING / self.path.parent.name / "upload"
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.utime(self.path)
@@ -199,7 +207,12 @@ async def receive_upload(request: Request) -> Response:
     upload_id = request.query_params.get("upload_id")
     if upload_id:
         file_upload_statuses.track(upload_id)
-    incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=os.environ["GRADIO_TEMP_DIR"]))
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    coming = int(request.headers.get("content-length", "0"))
+    if coming + _stored_bytes(folder) > MAX_STORED_BYTES:
+        return PlainTextResponse("Too many uploads are waiting: try again in some minutes.", status_code=413)
+    incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=folder))
     stored = []
     try:
         form = await GradioMultiPartParser(
@@ -223,6 +236,14 @@ async def receive_upload(request: Request) -> Response:
     finally:
         shutil.rmtree(incoming, ignore_errors=True)  # of a refused or broken upload too
     return JSONResponse(stored)
+
+
+def _stored_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("upload"):
+        with suppress(FileNotFoundError):  # read and deleted meanwhile
+            total += path.stat().st_size
+    return total
 
 
 @contextmanager
@@ -266,6 +287,23 @@ def delete_older(folder: Path, *, seconds: float, waiting_seconds: float) -> Non
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # not empty, or somebody was quicker
         folder.rmdir()
+
+
+def content_of_data_uri(uri: str) -> bytes:
+    """The file in a data URI.
+
+    Raises:
+        InputError: it is no data URI with base64, or holds more than one radiograph may have.
+    """
+    match = re.match(r"data:[\w.+/-]*;base64,", uri)
+    if match is None:
+        raise InputError(_NO_DATA_URI)
+    if len(uri) > MAX_FILE_BYTES * 4 // 3 + 1000:
+        raise InputError(f"The image has more than {MAX_FILE_BYTES // 1024**2} MiB, more than a radiograph needs.")
+    try:
+        return content_of(base64.b64decode(uri[match.end() :], validate=True))
+    except binascii.Error:
+        raise InputError(_NO_DATA_URI) from None
 
 
 # --- files that wait for a batch ------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import boneage_hf.clinical
 from boneage_hf.clinical import (
     REFERENCE,
     Assessment,
+    age_from_typed_dates,
+    age_from_years_and_months,
     assess,
     check_chronological_age,
     chronological_age_months,
@@ -267,3 +269,50 @@ def test_a_study_before_birth_is_refused_without_naming_a_date() -> None:
 def test_a_study_after_20_years_is_refused() -> None:
     with pytest.raises(InputError, match="over 20 years"):
         chronological_age_months(date(2000, 5, 17), date(2020, 5, 18))
+
+
+# --- typed ages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("years", "months", "expected"),
+    [(None, None, None), (9, None, 108.0), (None, 30.0, 30.0), (9, 2.5, 110.5), (0, 0, 0.0), (20, 0, 240.0)],
+)
+def test_years_and_months_are_added_up(years: float | None, months: float | None, expected: float | None) -> None:
+    assert age_from_years_and_months(years, months) == expected
+
+
+@pytest.mark.parametrize(
+    ("years", "months", "part"),
+    [
+        (-1, None, "negative"),
+        (1, -1, "negative"),
+        (9, 12, "at most 11"),
+        (20, 1, "over 20 years"),
+        (None, 300, "over"),
+    ],
+)
+def test_impossible_years_and_months_are_refused(years: float | None, months: float | None, part: str) -> None:
+    with pytest.raises(InputError, match=part):
+        age_from_years_and_months(years, months)
+
+
+def test_typed_dates_give_the_age_on_the_day_of_the_study() -> None:
+    assert age_from_typed_dates("2015-03-01", " 2019-05-01 ") == 50.0
+    assert age_from_typed_dates("", " ") is None
+
+
+@pytest.mark.parametrize(
+    ("birth", "study", "part"),
+    [
+        ("2015-03-01", "", "date of study is missing"),
+        ("1.3.2015", "2019-05-01", "date of birth is missing or no date"),
+        ("2015-02-30", "2019-05-01", "date of birth"),
+        ("2019-05-02", "2019-05-01", "lies before the birth"),
+        ("1990-05-02", "2019-05-01", "over 20 years"),
+    ],
+)
+def test_typed_dates_that_give_no_age_are_refused_without_naming_them(birth: str, study: str, part: str) -> None:
+    with pytest.raises(InputError, match=part) as refusal:
+        age_from_typed_dates(birth, study)
+    assert not any(day and day in str(refusal.value) for day in (birth, study))

@@ -1,14 +1,40 @@
 """How an answer reads: months, years where a person reads, and JSON."""
 
+import io
 import json
+import logging
 import math
+import re
+import warnings
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from boneage_hf.clinical import REFERENCE
 from boneage_hf.errors import InputError
-from boneage_hf.report import DISCLAIMER, answer_as_json, answer_as_text, format_age, format_months
+from boneage_hf.report import (
+    DISCLAIMER,
+    MAX_LABEL,
+    CheckLine,
+    Report,
+    answer_as_json,
+    answer_as_text,
+    clean_label,
+    format_age,
+    format_months,
+    image_sentences,
+    make_report,
+    report_as_html,
+    report_as_json,
+    report_as_pdf,
+    report_as_text,
+    verdict_in_words,
+)
 
 
 def answer(months: float, *, interval: list[float] | None = None, sex: str | None = "female") -> dict[str, Any]:
@@ -110,3 +136,189 @@ def test_an_age_that_is_no_number_is_refused(months: float) -> None:
 
 def test_the_disclaimer_names_research() -> None:
     assert DISCLAIMER == "Research use only, not a medical device."
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The shape of the quality gate's verdict."""
+
+    checks: tuple[CheckLine, ...]
+    corrections: tuple[str, ...] = ()
+    verdict: str = "pass"
+
+
+def report(
+    months: float = 115.0,
+    *,
+    interval: list[float] | None = None,
+    sex: str | None = "female",
+    age: float | None = 100.0,
+    quality: Any = None,
+    **changes: Any,
+) -> Report:
+    told = make_report(
+        answer(months, interval=interval, sex=sex) | ({} if quality is None else {"quality": quality}),
+        chronological_age_months=age,
+        model="tiny (tiny, 64 px)",
+        revision="0123456789ab",
+        day=date(2026, 1, 2),
+    )
+    return replace(told, **changes)
+
+
+def overlay(width: int = 60, height: int = 80) -> Image.Image:
+    return Image.new("RGB", (width, height), (200, 30, 90))
+
+
+FACTS = ("9 years 7 months", "115.0 months", "8 years 4 months (100.0 months)", "tiny (tiny, 64 px)", "0123456789ab")
+
+
+def test_every_form_of_a_report_holds_the_facts() -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    told = report(interval=[97.0, 133.0])
+    pages = pypdf.PdfReader(io.BytesIO(report_as_pdf(told, overlay=overlay()))).pages
+    assert len(pages) == 1
+    on_paper = " ".join(pages[0].extract_text().split())
+    for text in (report_as_text(told), report_as_html(told, overlay=overlay()), on_paper):
+        for part in (*FACTS, "97.0 to 133.0 months", "Not decided at this precision", "2026-01-02", DISCLAIMER):
+            assert part in text
+        assert REFERENCE in text or "Greulich and Pyle" in text
+
+
+@pytest.mark.parametrize(
+    ("months", "interval", "age", "words", "code"),
+    [
+        (60.0, [55.0, 65.0], 130.0, "Delayed", "delayed"),
+        (100.0, [95.0, 105.0], 100.0, "Normal", "normal"),
+        (180.0, [175.0, 185.0], 100.0, "Advanced", "advanced"),
+        (115.0, [90.0, 140.0], 100.0, "Not decided at this precision", "indeterminate"),
+        (115.0, None, 100.0, "Not decided at this precision", "indeterminate"),
+        (115.0, [90.0, 140.0], None, "No standard deviation score", "unknown"),
+        (190.0, [180.0, 200.0], 200.0, "No standard deviation score", "unknown"),
+    ],
+)
+def test_a_verdict_is_given_only_where_the_interval_decides_it(
+    months: float, interval: list[float] | None, age: float | None, words: str, code: str
+) -> None:
+    told = report(months, interval=interval, age=age)
+    assert verdict_in_words(told) == words
+    assert report_as_json(told)["radelement"]["elements"]["Bone age determination"] == code
+    assert f"Assessment: {words}" in report_as_text(told)
+
+
+def test_outside_the_table_the_report_says_why_there_is_no_score() -> None:
+    told = report(190.0, age=200.0)
+    assert "covers 3 to 192 months, and this child is older" in report_as_text(told)
+    assert report_as_json(told)["assessment"]["sds"] is None
+
+
+def test_without_a_sex_there_is_no_score_and_no_plot() -> None:
+    told = report(sex=None)
+    assert "the child's sex was not given" in report_as_text(told)
+    assert "<svg" not in report_as_html(told)
+    assert report_as_json(told)["sex"] is None
+    assert report_as_pdf(told).startswith(b"%PDF")
+
+
+def test_the_json_carries_the_codes_of_the_field() -> None:
+    told = report_as_json(report(interval=[97.0, 133.0]))
+    assert told["bone_age"]["code"]["code"] == "37362-1"
+    assert told["bone_age"]["interval_months"] == [97.0, 133.0]
+    assert told["radelement"]["set"]["code"] == "RDES14"
+    assert told["radelement"]["elements"]["Skeletal age"] == 115.0
+    assert told["radelement"]["elements"]["Chronological age"] == 100.0
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+@pytest.mark.parametrize("months", [-3.0, 229.0])
+def test_an_age_outside_the_element_is_left_out_of_it(months: float) -> None:
+    told = report_as_json(report(months))
+    assert told["radelement"]["elements"]["Skeletal age"] is None
+    assert told["bone_age"]["months"] == months
+
+
+def test_no_name_stands_on_a_report_unless_it_was_typed() -> None:
+    assert "Report for" not in report_as_text(report()) + report_as_html(report())
+    assert report_as_json(report())["label"] is None
+    typed = report(label="Case 7")
+    assert "Report for: Case 7" in report_as_text(typed)
+    assert "Report for Case 7" in report_as_html(typed)
+
+
+def test_a_label_is_one_printable_line() -> None:
+    assert clean_label("  Case\t7\n\x00 b ") == "Case 7 b"
+    assert len(clean_label("x" * 500)) == MAX_LABEL
+
+
+EVIL = '<script>alert("1")</script>'
+
+
+def test_everything_from_outside_is_escaped_in_the_page() -> None:
+    quality = Verdict((CheckLine(EVIL, "warn", EVIL),), (EVIL,))
+    told = report(quality=quality, label=EVIL, model=EVIL, revision=EVIL, remarks=(EVIL,))
+    page = report_as_html(told)
+    assert "<script" not in page.lower()
+    assert page.lower().count("&lt;script&gt;") >= 6
+
+
+def test_the_page_asks_nobody_for_anything() -> None:
+    page = report_as_html(report(interval=[97.0, 133.0]), overlay=overlay())
+    assert not re.search(r"(?:src|href|url\()\s*[=(]?[\"']?https?:", page)
+    assert page.count("<img") == page.count('src="data:image/jpeg;base64,') == 1
+    ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+
+
+def test_the_same_report_gives_the_same_sheet() -> None:
+    told = report(interval=[97.0, 133.0])
+    assert report_as_pdf(told, overlay=overlay()) == report_as_pdf(told, overlay=overlay())
+
+
+def test_a_typed_dollar_is_no_mathematics_and_a_foreign_letter_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    told = report(label="Case $x^2$ \N{CJK UNIFIED IDEOGRAPH-674E}")
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        content = report_as_pdf(told)
+    assert "Case $x^2$" in pypdf.PdfReader(io.BytesIO(content)).pages[0].extract_text()
+    assert "674E" not in caplog.text.upper()
+
+
+def test_many_checks_and_long_remarks_stay_on_one_page() -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    quality = Verdict(tuple(CheckLine(f"check_{n}", "pass", "A sentence of usual length on it.") for n in range(12)))
+    told = report(quality=quality, remarks=("A remark that is long. " * 20,), label="x" * MAX_LABEL)
+    pages = pypdf.PdfReader(io.BytesIO(report_as_pdf(told, overlay=overlay(30, 300)))).pages
+    assert len(pages) == 1
+    assert "Check 11, passed" in pages[0].extract_text()
+
+
+def test_checks_corrections_and_remarks_are_sentences() -> None:
+    quality = Verdict((CheckLine("grey_levels", "pass", "Enough."),), ("Turned by 90 degrees.",))
+    told = report(quality=quality, remarks=("Look.",))
+    assert image_sentences(told) == [
+        "Look.",
+        "Corrected before reading: Turned by 90 degrees.",
+        "Grey levels, passed: Enough.",
+    ]
+
+
+def test_an_unchecked_image_is_called_that() -> None:
+    assert "was not checked" in report_as_text(report())
+    assert report_as_json(report())["checks"] is None
+
+
+def test_a_right_hand_is_remarked_on() -> None:
+    told = make_report(
+        answer(115.0), chronological_age_months=None, hand="right", model="m", revision="r", day=date(2026, 1, 2)
+    )
+    assert "right hand" in report_as_text(told)
+
+
+def test_an_impossible_age_makes_no_report() -> None:
+    with pytest.raises(InputError, match="negative"):
+        report(age=-1.0)

@@ -395,7 +395,7 @@ def test_a_file_that_waits_for_a_batch_is_kept_for_longer(tmp_path: Path) -> Non
     path = tmp_path / "one" / "upload"
     path.parent.mkdir()
     path.write_bytes(b"x")
-    kept = uploads.Upload("hand.png", path).waiting(tmp_path)
+    kept = uploads.Upload("hand.png", path).waiting()
     assert not path.parent.exists()
     os.utime(kept.path, (time.time() - 100, time.time() - 100))
     uploads.delete_older(tmp_path, seconds=60, waiting_seconds=200)
@@ -426,6 +426,12 @@ def test_an_upload_above_the_limit_is_refused_and_not_kept(space: Space, monkeyp
     reply = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", bytes(2000))})
     assert reply.status_code == 413
     assert space.files_left() == []
+
+
+def test_uploads_beyond_the_room_for_them_are_refused(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 1000)
+    reply = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", bytes(2000))})
+    assert (reply.status_code, space.files_left()) == (413, [])
 
 
 def test_held_cases_give_way_to_newer_ones() -> None:
@@ -755,7 +761,7 @@ def test_reports_are_saved_and_leave_nothing_on_the_disk(
     (SCREENSHOTS / "report.pdf").write_bytes(content)
     pages = pypdf.PdfReader(io.BytesIO(content)).pages
     assert len(pages) == 1
-    for text in (pages[0].extract_text(), seen.save("Save text").decode()):
+    for text in (pages[0].extract_text(), seen.save("Save TXT").decode()):
         for part in (months, "Case $7$ <b>", "9 years 3 months (111.2 months)", space.revision, DISCLAIMER):
             assert part in text
     told = json.loads(seen.save("Save JSON"))
@@ -903,6 +909,10 @@ def test_a_phone_shows_one_column_and_always_the_notice(visit: Callable[..., Vis
     seen.ask()
     seen.answer()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for part in ("#question", "#reply", "#answer .stack", "#answer .plot", "#save", "#examples"):
+        box = seen.page.locator(part).bounding_box()
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= PHONE["width"], part  # the page clips what is wider
     question, reply = (seen.page.locator(name).bounding_box() for name in ("#question", "#reply"))
     assert question["y"] + question["height"] <= reply["y"]
     seen.page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
