@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ def check_id(repo_id: str) -> None:
 
 
 def download(
-    repo_id: str, patterns: list[str] | None = None, *, kind: Kind = "model", revision: str | None = None
+    repo_id: str, patterns: Sequence[str] | None = None, *, kind: Kind = "model", revision: str | None = None
 ) -> Path:
     """The folder of a repository's files in the cache of the Hub; its name is the commit.
 
