@@ -9,7 +9,7 @@ says how many originals it has.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -116,9 +116,11 @@ def load_original(package: str, name: str) -> Image.Image:
         InputError: the package is not installed.
     """
     top, *folders = package.split(".")
+    spec = find_spec(top)  # imports nothing
+    root = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path(top)
     try:
-        content = Path(str(resources.files(top))).joinpath(*folders, name).read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError):
+        content = root.joinpath(*folders, name).read_bytes()
+    except FileNotFoundError:
         raise InputError(
             f"The non-hands need the packages of the extra benchmark, and {top} is missing: "
             'pip install "boneage-hf[benchmark]".'

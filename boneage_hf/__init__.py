@@ -18,6 +18,7 @@ _HOMES = {
     "BoneAgePipeline": "pipeline_boneage",
     "InputError": "errors",
     "Radiograph": "radiograph",
+    "RefusedError": "quality",
     "load_pipeline": "hub",
     "load_split": "data",
     "read": "radiograph",
@@ -33,6 +34,7 @@ __all__ = [
     "BoneAgePipeline",
     "InputError",
     "Radiograph",
+    "RefusedError",
     "load_pipeline",
     "load_split",
     "read",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .image_processing_boneage import BoneAgeImageProcessor
     from .modeling_boneage import BoneAgeModel, BoneAgeOutput
     from .pipeline_boneage import BoneAgePipeline
+    from .quality import RefusedError
     from .radiograph import Radiograph, read
 
 

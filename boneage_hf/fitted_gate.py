@@ -51,6 +51,9 @@ MIRRORED_SHARE = 0.005
 #: radiographs, finger tips or the outer finger or thumb are then outside.
 CUT_TOP, CUT_SIDE = (0.20, 0.35), (0.25, 0.40)
 
+#: Fewest images for the limits. Below 199 none of REFUSED_SHARE is left over, and the limit is the largest distance.
+MIN_CALIBRATION = 20
+
 #: L2 penalty of the linear classifiers, on the mean log loss.
 PENALTY = 1e-3
 
@@ -117,13 +120,13 @@ def fit_gate(hands: Pooled, others: Pooled, changes: Sequence[int], calibration:
         The gate, its tensors rounded to what float16 can store; its limits are those of the rounded tensors.
 
     Raises:
-        InputError: fewer than 200 calibration images, or fewer hands than twice the components.
+        InputError: fewer than MIN_CALIBRATION images for the limits, or fewer hands than twice the components.
     """
     n, channels = hands.mean.shape
-    components = min(COMPONENTS, channels - 1)
-    if n < 2 * components or len(calibration.mean) < 200:
+    components = min(COMPONENTS, channels // 2)
+    if n < 2 * components or len(calibration.mean) < MIN_CALIBRATION:
         raise InputError(
-            f"A gate needs at least {2 * components} training and 200 calibration images, not {n} and "
+            f"A gate needs at least {2 * components} training and {MIN_CALIBRATION} calibration images, not {n} and "
             f"{len(calibration.mean)}: prepare more."
         )
     mean = hands.mean.double()
@@ -133,7 +136,7 @@ def fit_gate(hands: Pooled, others: Pooled, changes: Sequence[int], calibration:
         {
             "components": components,
             "cells": hands.cells.shape[-1],
-            "residual_variance": float(values[:-components].clamp_min(0).mean().clamp_min(1e-9)),
+            "residual_variance": float(torch.clamp(values[:-components].mean(), min=1e-6 * float(values.mean()))),
             "refuse_above": 1.0,
             "warn_above": 1.0,
             "turn_above": 0.0,
@@ -202,7 +205,8 @@ def _classifier(inputs: torch.Tensor, labels: torch.Tensor, classes: int) -> tup
 
 
 def _upper(values: torch.Tensor, share: float) -> float:
-    """The split-conformal upper quantile: of n + 1 exchangeable values at most `share` lie above."""
+    """The split-conformal upper quantile: a further exchangeable value is above with a probability of at most `share`;
+    the largest value where n is too small for that."""
     ordered = values.double().sort().values
     return float(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * (1 - share))) - 1])
 
