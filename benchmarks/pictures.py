@@ -97,6 +97,7 @@ def draw_age(groups: Mapping[str, Mapping[str, Result]]) -> str:
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots(len(groups), 2, squeeze=False)
+        systems = list(dict.fromkeys(name for runs in groups.values() for name in runs))
         for (left, right), (protocol, runs) in zip(axes, groups.items(), strict=True):
             bands = _bands(next(iter(runs.values())))
             for axis, measure, title in (
@@ -104,7 +105,7 @@ def draw_age(groups: Mapping[str, Mapping[str, Result]]) -> str:
                 (right, "bias_months", "bias: predicted - reference (months)"),
             ):
                 for index, (name, run) in enumerate(runs.items()):
-                    colour, marker, line = STYLES[index % len(STYLES)]
+                    colour, marker, line = STYLES[systems.index(name) % len(STYLES)]
                     rows = _bands(run)
                     values, low, high = (
                         np.array([row[f"{measure}{end}"] for row in rows], dtype=float)
@@ -129,7 +130,10 @@ def draw_age(groups: Mapping[str, Mapping[str, Result]]) -> str:
                 axis.spines[["top", "right"]].set_visible(False)
             left.set_ylim(0, None)
             right.axhline(0, color="#000000", linewidth=0.8)
-            left.legend(fontsize=7.5, frameon=False)
+        # A system keeps one line in the legend, however many protocols it stands under.
+        found = (axis.get_legend_handles_labels() for axis in axes[:, 0])
+        handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
 
     return _svg(draw, size=(11.5, 4.2 * len(groups)))
 
@@ -244,7 +248,7 @@ def draw_stress(studies: Mapping[str, Study]) -> str:
         for row in range(1, len(names)):
             if kinds[row] != kinds[row - 1]:
                 for axis in axes:
-                    axis.axhline(row, color="#000000", linewidth=0.8)
+                    axis.axhline(row, color="#000000", linewidth=0.8, zorder=3)
 
     every = {
         str(name): str(kind) for study in studies.values() for name, kind in study.table[["setting", "kind"]].values
