@@ -307,12 +307,14 @@ ON_LOAD = """() => {
   });
 }"""
 
-# On a phone the answer lies below the button, out of sight.
+# The answer may lie out of sight: below the button on a phone, above it on a low screen.
 SHOW_ANSWER = """() => {
   const reply = document.querySelector("#reply");
-  if (reply.querySelector(".age") && window.matchMedia("(max-width: 767px)").matches) {
-    reply.scrollIntoView({ block: "start" });
-  }
+  const age = reply.querySelector(".age");
+  if (!age) return;
+  const place = age.getBoundingClientRect();
+  const under = document.querySelector("#head").getBoundingClientRect().bottom;
+  if (place.top < under || place.bottom > window.innerHeight) reply.scrollIntoView({ block: "start" });
 }"""
 
 # The file lies in the page's own memory; nothing of it is ever a file of the server.
@@ -374,7 +376,7 @@ CSS = """
   border-radius: var(--radius-sm); }
 .picture { margin: 0; }
 .picture img { display: block; margin: 0 auto; max-width: 100%; border-radius: var(--radius-sm); background: #000; }
-#preview .picture img { max-height: 320px; }
+#preview .picture img { max-height: 240px; }
 .picture figcaption { font-size: .875rem; color: var(--body-text-color-subdued); margin-top: 6px; }
 #preview figcaption { text-align: center; }
 .stack { position: relative; width: fit-content; max-width: 100%; margin: 0 auto; }
