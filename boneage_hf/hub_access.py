@@ -115,8 +115,11 @@ def hub_sentences(repo_id: str, kind: Kind, *, revision: str | None = None, writ
     """Within the block, whatever the Hub or the way to it brings up becomes an [`InputError`] of one sentence."""
     try:
         yield
-    # RuntimeError: what the library makes of an upload that failed.
-    except (HTTPError, HFValidationError, OSError, EOFError, RuntimeError) as error:
+    except InputError:
+        raise
+    # RuntimeError: what the library makes of an upload that failed; ValueError: of metadata that the Hub refuses, and
+    # of an answer that is no JSON.
+    except (HTTPError, OSError, EOFError, RuntimeError, ValueError) as error:
         sentence = _sentence(error, repo_id, NAMES[kind], revision=revision, writing=writing)
         if sentence is None:
             raise
@@ -151,6 +154,12 @@ def _sentence(error: BaseException, repo_id: str, what: str, *, revision: str | 
         )
     if any(isinstance(one, LocalTokenNotFoundError) for one in causes):
         return "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN."
+    if "Invalid metadata" in str(error):
+        return (
+            "The Hub does not accept the metadata of README.md: make the card again with this version of boneage-hf."
+        )
+    if type(error).__name__ == "JSONDecodeError":
+        return "The Hub gave an answer that cannot be read: try again later."
     status = status_of(error)
     if status is not None:
         if any(isinstance(one, RevisionNotFoundError) for one in causes):

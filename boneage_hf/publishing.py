@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from .card import render_card
 from .configuration_boneage import BoneAgeConfig
-from .data import FEATURES, check_whole, read_manifest
+from .data import FEATURES, check_whole, local_folder, read_manifest
 from .data_card import PUBLICATION_TERMS, render
 from .errors import InputError
 from .files import write_text
@@ -177,7 +177,7 @@ def push_dataset(
     """Publish a prepared data set: its parquet files, its manifest, and its card with the name it gets.
 
     Args:
-        prepared: folder written by `boneage prepare`.
+        prepared: folder written by `boneage prepare`, or Hub id.
         repo_id: `OWNER/NAME`; made, private, if it is not there.
         public: let everyone see it. Of drawn hands anyone may; radiographs have terms, which must be accepted.
         accept_terms: the terms that [`boneage_hf.data_card.PUBLICATION_TERMS`] states are met.
@@ -189,10 +189,10 @@ def push_dataset(
             and `public` was not asked for, or the Hub refuses.
     """
     check_id(repo_id)
-    source = Path(prepared)
-    manifest = read_manifest(source)
+    manifest = read_manifest(prepared)
+    source = local_folder(prepared)
     check_whole(source, manifest)
-    terms = publication_terms(source)
+    terms = publication_terms(prepared)
     if public and terms is not None and not accept_terms:
         raise InputError(f"{terms} If that is met, add --accept-terms; else leave out --public.")
     with tempfile.TemporaryDirectory(prefix="boneage-push-") as folder:

@@ -74,13 +74,14 @@ class Repository:
 class Fault:
     """What meets the next `times` requests whose method and path match.
 
-    `status` answers with it; `seconds` lets them wait first; `cut` reads half of the body and hangs up.
+    `status` answers with it and `body`; `seconds` lets them wait first; `cut` reads half of the body and hangs up.
     """
 
     method: str
     path: str
     times: int = 1_000_000
     status: int | None = None
+    body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     cut: bool = False
@@ -186,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None:
                 self.server.closing.wait(fault.seconds)
                 if fault.status is not None:
-                    raise _Answer(fault.status, {"error": "as told"}, **fault.headers)
+                    raise _Answer(fault.status, fault.body or {"error": "as told"}, **fault.headers)
             with self.server.lock:
                 self._route(path)
         except _Answer as answer:

@@ -336,6 +336,7 @@ COMMIT, UPLOAD, CREATE = "/commit/", "^/lfs/", "/repos/create"
         ("POST", COMMIT, 429, "too many requests"),
         ("POST", "preupload", 429, "too many requests"),
         ("POST", COMMIT, 400, "refused the request"),
+        ("POST", "validate-yaml", 400, "does not accept the metadata"),
     ],
 )
 def test_what_is_in_the_way_of_a_push_is_one_sentence_and_nothing_is_half_published(
@@ -350,6 +351,14 @@ def test_what_is_in_the_way_of_a_push_is_one_sentence_and_nothing_is_half_publis
     headers = {"X-Error-Message": "Invalid credentials in Authorization header"} if status == 401 else {}
     with hub.fault(method, path, status=status, headers=headers):
         assert sentence in failing(["push", "model", str(measured), MODEL], capsys)
+    nothing_published(hub)
+
+
+def test_an_answer_that_is_no_json_is_one_sentence(
+    hub: HubServer, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hub.fault("POST", "validate-yaml", status=502, body=b"<html>Bad gateway</html>"):
+        assert "cannot be read" in failing(["push", "model", str(measured), MODEL], capsys)
     nothing_published(hub)
 
 
