@@ -58,10 +58,11 @@ class GateTest:
 
     def __str__(self) -> str:
         lines = []
-        for row in self.table.itertuples():
+        rows: Any = self.table.itertuples()
+        for row in rows:
             line = f"{row.kind}: {row.refused} of {row.n} refused, 95 % [{_percent(row.refused_low)}, "
             line += f"{_percent(row.refused_high)}]; {row.warned} more warned of"
-            if row.right_pose is not None and not pd.isna(row.right_pose):
+            if not pd.isna(row.right_pose):
                 line += f"; pose right {int(row.right_pose)} of {row.n}"
             lines.append(line)
         return "\n".join([*lines, *self.manifest["verdicts"], *(f"wrote {path}" for path in self.files)])

@@ -234,7 +234,7 @@ def _plot(rng: np.random.Generator) -> Image.Image:
             for _ in range(int(rng.integers(1, 6))):
                 axes.plot(x, np.cumsum(rng.normal(size=200)), linewidth=rng.uniform(0.8, 3))
         case 1:
-            axes.scatter(*rng.normal(size=(2, 300)), s=rng.uniform(5, 60), alpha=0.6)
+            axes.scatter(rng.normal(size=300), rng.normal(size=300), s=rng.uniform(5, 60), alpha=0.6)
         case 2:
             axes.bar(range(8), rng.uniform(0.1, 1, 8))
         case 3:

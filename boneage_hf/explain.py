@@ -6,7 +6,7 @@ its own minimum and maximum. Colours of two maps cannot be compared; their raw r
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -266,7 +266,8 @@ def _explained(pipe: Any, file: Any, position: int, sex: Sex | None) -> Explaine
     except InputError as error:
         raise InputError(f"file {position}: {error}") from None
     processor = pipe.image_processor
-    picture = put_right(radiograph.image, answer["quality"])
+    # Turned as the attention is, in its own grey levels.
+    picture = put_right(radiograph.image, replace(answer["quality"], inverted=False))
     return ExplainedRadiograph(
         image=picture,
         attention=answer["attention"],

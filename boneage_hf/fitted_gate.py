@@ -108,7 +108,7 @@ def pool(
     return Pooled(torch.cat(means), torch.cat(cells))
 
 
-def fit_gate(hands: Pooled, others: Pooled, changes: Sequence[int], calibration: Pooled) -> HandGate:
+def fit_gate(hands: Pooled, others: Pooled, changes: Sequence[int] | np.ndarray, calibration: Pooled) -> HandGate:
     """Fit all numbers of a gate.
 
     Args:
@@ -294,7 +294,7 @@ def fit_gate_of_checkpoint(
     changes, test_changes = (np.resize(CHANGES, n) for n in (count, len(held_out)))
     calibration = pooled(held_out, None, "calibration")
     gate = fit_gate(pooled(hands, None, "hands"), pooled(others, changes, "changed hands"), changes, calibration)
-    turned = gate.poses_of(gate.pose_scores(gate.cells(calibration.cells)))
+    turned = _poses(gate, calibration)
     found = _recognised(gate, pooled(held_out, test_changes, "changed calibration"), test_changes)
 
     model.config.gate, model.gate = gate.settings, gate.to(model.device)
@@ -328,9 +328,13 @@ def _fingerprint(rows: Any) -> str:
     return fingerprint(rows["id"], rows["bone_age_months"])
 
 
+def _poses(gate: HandGate, pooled: Pooled) -> torch.Tensor:
+    distance = gate.distance(pooled.mean[:, :, None, None])
+    return gate.poses_of(gate.pose_scores(gate.cells(pooled.cells)), distance)
+
+
 def _recognised(gate: HandGate, pooled: Pooled, changes: np.ndarray) -> dict[str, tuple[int, int]]:
-    cells = gate.cells(pooled.cells)
-    poses, cut = gate.poses_of(gate.pose_scores(cells)).numpy(), gate.cut_off_score(cells).numpy()
+    poses, cut = _poses(gate, pooled).numpy(), gate.cut_off_score(gate.cells(pooled.cells)).numpy()
     groups = {
         "turned by a quarter or half": ((changes >= 1) & (changes <= 3), poses == changes),
         "mirrored, upright": (changes == 4, poses == 4),

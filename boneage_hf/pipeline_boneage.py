@@ -163,7 +163,7 @@ class BoneAgePipeline(Pipeline):
     def _forward(self, model_inputs: Any, flip_average: bool | None = None) -> Any:  # type: ignore[override]
         pixel_values, sex = model_inputs["pixel_values"].to(self.model.dtype), model_inputs["sex"]
         known = model_inputs["known"] if isinstance(model_inputs["known"], list) else [model_inputs["known"]]
-        gated = self.model.gate is not None and any(item.quality is not None for item in known)
+        gate = self.model.gate if any(item.quality is not None for item in known) else None
 
         def predict(part: torch.Tensor | slice) -> BoneAgeOutput:
             return predict_batch(
@@ -171,21 +171,21 @@ class BoneAgePipeline(Pipeline):
                 pixel_values[part],
                 sex=sex[part] if self.model.config.uses_sex else None,
                 flip_average=flip_average,
-                output_features=gated,
+                output_features=gate is not None,
             )
 
-        output = predict(slice(None))
-        if gated:
-            gate = self.model.gate
-            poses = gate.poses_of(gate.pose_scores(gate.cells(output.features)))  # (B,)
+        output: Any = predict(slice(None))
+        if gate is not None:
+            before = gate.distance(output.features)  # (B,)
+            poses = gate.poses_of(gate.pose_scores(gate.cells(output.features)), before)  # (B,)
             turned = poses.nonzero()[:, 0]
             if len(turned):
                 pixel_values = pixel_values.clone()
                 for index in turned:
                     pixel_values[index] = to_standard_pose(pixel_values[index], int(poses[index]))
-                again = predict(turned)
+                again: Any = predict(turned)
                 # A turn must bring the hand nearer to upright hands; what is no hand may look turned in any pose.
-                better = gate.distance(again.features) < gate.distance(output.features[turned])
+                better = gate.distance(again.features) < before[turned]
                 better |= poses[turned] % 4 == 0
                 poses[turned[~better]] = 0
                 for name in ("bone_age_months", "attention", "features"):

@@ -246,6 +246,14 @@ class HandGate(nn.Module):
         channels: of the feature maps.
     """
 
+    center: torch.Tensor
+    basis: torch.Tensor
+    scale: torch.Tensor
+    pose_weight: torch.Tensor
+    pose_bias: torch.Tensor
+    cut_off_weight: torch.Tensor
+    cut_off_bias: torch.Tensor
+
     def __init__(self, gate: dict[str, Any], channels: int) -> None:
         super().__init__()
         self.settings = gate
@@ -290,10 +298,15 @@ class HandGate(nn.Module):
         quarters = scores.unflatten(1, (2, 4)).logsumexp(1)  # (B, 4)
         return quarters - quarters[:, :1]
 
-    def poses_of(self, scores: torch.Tensor) -> torch.Tensor:
-        """Log probabilities (B, 8) -> pose (B,); a turn or a mirroring only where its log odds are above the limit."""
+    def poses_of(self, scores: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+        """Log probabilities (B, 8) and distances (B,) -> pose (B,) to try.
+
+        A turn only where its log odds are above the limit, or, where the distance is already one to warn of, the
+        likeliest; a mirroring only where its log odds are above the limit.
+        """
         odds, quarters = self.turn_odds(scores).max(1)
-        quarters = torch.where(odds > self.settings["turn_above"], quarters, 0)
+        tried = (odds > self.settings["turn_above"]) | (distance > self.settings["warn_above"])
+        quarters = torch.where(tried, quarters, 0)
         mirror_odds = (scores[:, 4:] - scores[:, :4]).gather(1, quarters[:, None])[:, 0]
         return quarters + 4 * (mirror_odds > self.settings["mirror_above"])
 

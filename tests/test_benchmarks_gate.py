@@ -42,7 +42,7 @@ def test_non_hands_are_pictures_that_come_out_the_same_each_time(kind: Kind) -> 
     assert first.tobytes() == again.tobytes()
     assert first.mode in ("L", "RGB")
     assert min(first.size) >= 64
-    assert len(first.convert("L").getcolors()) > 1
+    assert len(set(first.convert("L").tobytes())) > 1
     assert kind.make(0, "counted").tobytes() != kind.make(1, "counted").tobytes()
     if kind.originals["tuning"]:
         assert kind.make(0, "counted").tobytes() != kind.make(0, "tuning").tobytes()
@@ -84,7 +84,7 @@ def test_the_results_count_each_kind_and_say_where_they_come_from(
     monkeypatch.setattr(gate, "kinds", lambda: (fake,))
     result = gate_of_checkpoint(str(gated), prepared, out=tmp_path / "out", changed_images=4)
 
-    table = result.table.set_index("kind")
+    table: Any = result.table.set_index("kind")
     n = len(load_split(prepared, "test"))
     assert table.loc["hands", "n"] == n
     assert table.loc["hands", "refused"] == 0  # phantoms carry their mark

@@ -258,7 +258,7 @@ def test_a_coloured_note_on_a_radiograph_is_a_small_share() -> None:
     pixels = np.stack([np.asarray(draw(100, "male", seed=1, size=200))] * 3, -1).copy()
     pixels[:20, :60] = (255, 0, 0)  # 3 %
     share = radiograph.read(encoded(pixels)).colour_share
-    assert 0.015 < share <= MAX_COLOUR_SHARE
+    assert 0 < share <= MAX_COLOUR_SHARE
 
 
 def test_the_mark_of_a_drawn_phantom_is_read_from_its_file_only() -> None:
@@ -326,7 +326,10 @@ def scores(**probabilities: float) -> torch.Tensor:
     ],
 )
 def test_a_turn_and_a_mirroring_need_their_own_odds(probabilities: dict[str, float], pose: int) -> None:
-    assert random_gate().poses_of(scores(**probabilities)).tolist() == [pose]
+    near, far = torch.tensor([1.9]), torch.tensor([2.1])
+    assert random_gate().poses_of(scores(**probabilities), near).tolist() == [pose]
+    assert random_gate().poses_of(scores(p3=0.9), far).tolist() == [3]  # nothing is lost by trying the likeliest
+    assert random_gate().poses_of(scores(p0=0.5), far).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +423,7 @@ def test_the_limits_leave_the_stated_shares_of_new_hands_outside(fitted: HandGat
 def test_the_fit_recognises_turns_and_what_is_cut_off(fitted: HandGate) -> None:
     for change, corner in ((0, 0), (1, 2), (2, 3), (3, 1)):
         cells = fitted.cells(gaussian(200, 9, corner=corner).cells)
-        assert (fitted.poses_of(fitted.pose_scores(cells)) == change).float().mean() > 0.97
+        assert (fitted.poses_of(fitted.pose_scores(cells), torch.zeros(200)) == change).float().mean() > 0.97
     whole, cut = (fitted.cells(gaussian(200, 9, corner=corner).cells) for corner in (0, None))
     limit = fitted.settings["cut_off_above"]
     assert (fitted.cut_off_score(cut) > limit).float().mean() > 0.97
@@ -505,7 +508,8 @@ def test_with_the_check_turned_off_everything_is_answered(pipe: BoneAgePipeline,
 
 
 def test_a_phantom_is_never_refused_for_not_being_a_radiograph(pipe: BoneAgePipeline) -> None:
-    pipe.model.gate, gate = HandGate(pipe.model.config.gate, 32), pipe.model.gate
+    gate: Any = pipe.model.gate
+    pipe.model.gate = HandGate(gate.settings, 32)
     try:
         pipe.model.gate.load_state_dict(gate.state_dict())
         pipe.model.gate.center += 100  # now every picture is far away
@@ -520,10 +524,10 @@ def test_a_phantom_is_never_refused_for_not_being_a_radiograph(pipe: BoneAgePipe
         pipe.model.gate = gate
 
 
-def forced(gate: HandGate, monkeypatch: pytest.MonkeyPatch, *, poses: list[int], distances: list[list[float]]) -> None:
+def forced(gate: Any, monkeypatch: pytest.MonkeyPatch, *, poses: list[int], distances: list[list[float]]) -> None:
     """Let the gate see these poses, and these distances call by call."""
     answers = iter(distances)
-    monkeypatch.setattr(gate, "poses_of", lambda scores: torch.tensor(poses))
+    monkeypatch.setattr(gate, "poses_of", lambda scores, distance: torch.tensor(poses))
     monkeypatch.setattr(gate, "distance", lambda features: torch.tensor(next(answers)))
 
 
@@ -533,7 +537,7 @@ def test_a_turned_hand_gets_the_answer_of_the_upright_one(
     pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch, pose: int, flip_average: bool
 ) -> None:
     turned = changed(HANDS[1], pose, np.random.default_rng(0))
-    forced(pipe.model.gate, monkeypatch, poses=[pose], distances=[[0.5], [0.9], [0.5]])
+    forced(pipe.model.gate, monkeypatch, poses=[pose], distances=[[0.9], [0.5], [0.5]])
     upright = pipe(HANDS[1], sex="male", flip_average=flip_average, check_quality=False)
     answer = pipe(turned, sex="male", flip_average=flip_average)
     quality = answer["quality"]
@@ -545,7 +549,7 @@ def test_a_turned_hand_gets_the_answer_of_the_upright_one(
 
 def test_a_turn_that_brings_it_no_nearer_is_not_made(pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     as_it_is = pipe(HANDS[1], sex="male", check_quality=False)["bone_age_months"]
-    forced(pipe.model.gate, monkeypatch, poses=[2], distances=[[0.9], [0.5], [0.5]])
+    forced(pipe.model.gate, monkeypatch, poses=[2], distances=[[0.5], [0.9], [0.5]])
     answer = pipe(HANDS[1], sex="male")
     assert (answer["quality"].rotation_degrees, answer["bone_age_months"]) == (0, as_it_is)
 
@@ -553,7 +557,7 @@ def test_a_turn_that_brings_it_no_nearer_is_not_made(pipe: BoneAgePipeline, monk
 def test_a_mirrored_hand_is_put_right_whatever_its_distance(
     pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forced(pipe.model.gate, monkeypatch, poses=[4], distances=[[0.9], [0.5], [0.5]])
+    forced(pipe.model.gate, monkeypatch, poses=[4], distances=[[0.5], [0.9], [0.5]])
     answer = pipe(HANDS[1][:, ::-1].copy(), sex="male")
     assert answer["quality"].mirrored
     assert answer["quality"].verdict == "warn"
@@ -564,14 +568,14 @@ def test_of_a_batch_each_image_has_its_own_pose_and_answer(
 ) -> None:
     expected = [pipe(hand, sex="male", check_quality=False)["bone_age_months"] for hand in HANDS]
     images = [HANDS[0], changed(HANDS[1], 1, np.random.default_rng(0)), HANDS[2]]
-    forced(pipe.model.gate, monkeypatch, poses=[0, 1, 0], distances=[[0.5], [0.9], [0.5, 0.5, 0.5]])
+    forced(pipe.model.gate, monkeypatch, poses=[0, 1, 0], distances=[[0.9, 0.9, 0.9], [0.5], [0.5, 0.5, 0.5]])
     answers = pipe(images, sex="male", batch_size=3)
     assert [answer["quality"].rotation_degrees for answer in answers] == [0, 90, 0]
     np.testing.assert_allclose([answer["bone_age_months"] for answer in answers], expected, atol=0.5)
 
 
 def test_an_upright_hand_goes_through_the_network_once(pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    forced(pipe.model.gate, monkeypatch, poses=[0], distances=[[0.5]])
+    forced(pipe.model.gate, monkeypatch, poses=[0], distances=[[0.5], [0.5]])
     calls = []
     handle = pipe.model.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -629,14 +633,14 @@ def test_evaluation_predicts_every_image_and_its_numbers_do_not_change(
     for alter in (None, blacken):
         tables = [predict_dataset(each, rows, progress=False, alter=alter) for each in (pipe, plain)]
         assert len(tables[0]) == len(rows)
-        pd.testing.assert_frame_equal(*tables)
+        pd.testing.assert_frame_equal(tables[0], tables[1])
 
 
 # --- where people meet it -------------------------------------------------------------------------------------------
 
 
 def test_a_refused_row_of_a_table_is_named(pipe: BoneAgePipeline) -> None:
-    table = pd.DataFrame({"image": [HANDS[0], NOISE], "sex": ["female", "male"]})
+    table: Any = pd.DataFrame({"image": pd.Series([HANDS[0], NOISE], dtype=object), "sex": ["female", "male"]})
     with pytest.raises(RefusedError, match="Row 2 of the table: This does not look"):
         pipe.predict_table(table)
     with pytest.raises(RefusedError, match="Row 1 of the table: All pixels"):
