@@ -284,8 +284,9 @@ def draw_cost(systems: Sequence[Costed]) -> str:
                 axis.plot(
                     cost, one.mae, marker, color=colour, markersize=7, markerfacecolor="none" if one.cited else colour
                 )
+                shown = f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"
                 sign = "\N{GREATER-THAN OR EQUAL TO} " if one.at_least else ""
-                note = f"{_wrapped(one.name, 24)}\n{one.mae:.2f} at {sign}{cost:,.3g}{', cited' if one.cited else ''}"
+                note = f"{_wrapped(one.name, 24)}\n{one.mae:.2f} at {sign}{shown}{', cited' if one.cited else ''}"
                 axis.annotate(
                     note,
                     (cost, one.mae),
@@ -306,7 +307,7 @@ def draw_cost(systems: Sequence[Costed]) -> str:
             costs = [getattr(one, measure) for one in systems]
             axis.set_xscale("log")
             axis.set_xlim(min(costs) / 3, max(costs) * 3)
-            axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+            axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_ylim(0, 1.3 * max(one.mae for one in systems))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import attention
 from benchmarks.attention import BUILTIN_BOXES, BoxedMap, box_mask, energy_shares, load_boxes, measure, verdict
 from benchmarks.cli import main
+from benchmarks.findings import load_findings
 from boneage_hf.data import load_prepared, prepare_phantoms
 from boneage_hf.errors import InputError
 from boneage_hf.explain import WHOLE, upsample_attention
@@ -184,6 +185,7 @@ def test_the_command_measures_drawn_hands(phantoms: Path, tmp_path: Path, capsys
     first = (out / "attention.csv").read_bytes()
     assert main(["attention", str(TINY), str(phantoms), "--boxes", str(path), "--out", str(out)]) == 0
     assert (out / "attention.csv").read_bytes() == first
+    assert load_findings([out]).attention[0].manifest["revision"] == manifest["revision"]
 
 
 def test_a_data_set_without_boxes_is_refused(

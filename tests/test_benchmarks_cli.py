@@ -1,14 +1,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from own_protocol import protocol_file, protocol_of
 from test_benchmarks_measured import metrics_json
 
 from benchmarks.cli import main
 from benchmarks.registry import load_published
 from benchmarks.results_folder import result_folders
+from benchmarks.systems import constant
+from boneage_hf.data import load_split
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,3 +83,56 @@ def test_the_module_runs_and_its_help_imports_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-2:] == ["exit 0", "[]"]
     assert "report" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda t: t.assign(id=[*t["id"][1:], "x"]), [], "1 of 8 images have no prediction"),
+        (lambda t: pd.concat([t, t.iloc[:1].assign(id="x")]), [], "1 predictions are of no image"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), [], "repeats the id"),
+        (lambda t: t.iloc[1:], [], "1 of 8 images have no prediction"),
+        (
+            lambda t: t.assign(predicted_months=["nan", *t["predicted_months"][1:]]),
+            [],
+            "missing, no number, or negative",
+        ),
+        (lambda t: t.assign(predicted_months=t["predicted_months"] / 12), [], "declare --unit years"),
+        (lambda t: t, ["--unit", "years"], "declare --unit months"),
+        (lambda t: t.assign(truth=t["truth"] + 3), ["--truth-column", "truth"], "another version of the ground truth"),
+        (lambda t: t.iloc[:0], [], "no row"),
+    ],
+)
+def test_bad_predictions_end_a_run_in_one_sentence_and_leave_nothing(
+    prepared_phantoms: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    options: list[str],
+    message: str,
+) -> None:
+    rows = load_split(prepared_phantoms, "validation").select_columns(["id", "bone_age_months"])
+    months = np.asarray(rows["bone_age_months"], dtype=float)
+    table = pd.DataFrame({"id": rows["id"], "predicted_months": months + 5, "truth": months})
+    change(table).to_csv(tmp_path / "theirs.csv", index=False)
+    arguments = ["--protocol", str(protocol_file(protocol_of(prepared_phantoms), tmp_path)), *options]
+    arguments += ["--data", str(prepared_phantoms), "--out", str(tmp_path / "out")]
+    assert main(["run", "--system", f"predictions-csv:{tmp_path / 'theirs.csv'}", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_without_an_image_ends_a_run_in_one_sentence(
+    prepared_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = load_split(prepared_phantoms, "train")
+    girls = train.select([place for place, code in enumerate(train["sex"]) if code == 0])
+    monkeypatch.setattr(constant, "load_split", lambda *_: girls)
+    arguments = ["--protocol", str(protocol_file(protocol_of(prepared_phantoms), tmp_path))]
+    arguments += ["--data", str(prepared_phantoms), "--out", str(tmp_path / "out")]
+    assert main(["run", "--system", "constant", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: no male child is in the training split")
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks import latency
 from benchmarks.cli import main
+from benchmarks.findings import load_study
 from benchmarks.latency import COLUMNS, Speed, gflop_per_image, matmul_peak, measure_speed, timed
 from boneage_hf.errors import InputError
 
@@ -46,6 +47,7 @@ def test_medians_lie_below_95th_percentiles_and_agree_with_the_rate(speed: Speed
 def test_the_written_table_is_the_measured_one(speed: Speed) -> None:
     written = pd.read_csv(speed.files[0])
     assert list(written.columns) == list(COLUMNS)
+    assert len(load_study(speed.files[0].parent, "speed").table) == len(written)
     assert written["median_ms"].tolist() == pytest.approx(speed.table["median_ms"].tolist(), rel=1e-3)
 
 

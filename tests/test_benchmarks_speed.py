@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import main
-from benchmarks.speed import TrainingSpeed, training_speed
+from benchmarks.findings import load_findings
+from benchmarks.speed import SOURCES, TrainingSpeed, training_speed
 from boneage_hf.errors import InputError
 from boneage_hf.recipes import Recipe
 
@@ -39,3 +40,4 @@ def test_the_command_prints_and_keeps_the_speeds(tmp_path: Path, capsys: pytest.
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["task"], manifest["recipe"]["backbone"]) == ("training-speed", "tiny")
     assert manifest["table_sha256"] == hashlib.sha256(table).hexdigest()
+    assert list(load_findings([tmp_path]).training[0].table["images_from"]) == list(SOURCES)
