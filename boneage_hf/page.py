@@ -81,7 +81,10 @@ def prefill_html(prefill: Prefill) -> str:
     told += [f"{prefill.laterality} hand"] if prefill.laterality else []
     if not told:
         return ""
-    return f"<p>Filled in from the DICOM header: {escape(', '.join(told))}. Check it, and change what is wrong.</p>"
+    return (
+        f"<p>From the DICOM header, filled in where nothing was chosen: {escape(', '.join(told))}. "
+        "Check it, and change what is wrong.</p>"
+    )
 
 
 def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attention: Any) -> str:

@@ -712,6 +712,33 @@ def test_a_contradiction_to_the_header_is_shown(visit: Callable[..., Visit], han
 
 
 @pytest.mark.slow
+def test_what_was_chosen_before_the_upload_stays_and_its_contradiction_is_shown(
+    visit: Callable[..., Visit], hand_dicom: Path, hand_png: Path
+) -> None:
+    seen = visit()
+    seen.page.get_by_label("Male", exact=True).check()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.upload(hand_dicom)
+    seen.page.locator("#remarks").get_by_text("The DICOM header says female, but male was chosen").wait_for()
+    assert seen.page.get_by_label("Male", exact=True).is_checked()
+    seen.page.locator("#upload input[type=file]").set_input_files(hand_png)  # another child
+    seen.page.locator("#preview").get_by_text("Drawn phantom").wait_for()
+    assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
+    assert seen.page.get_by_label("Years", exact=True).input_value() == ""
+    assert seen.page.locator("#remarks p").count() == 0
+
+
+@pytest.mark.slow
+def test_an_age_typed_before_the_upload_of_a_png_stays(visit: Callable[..., Visit], hand_png: Path) -> None:
+    seen = visit()
+    seen.page.get_by_label("Female", exact=True).check()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.upload(hand_png)
+    seen.ask()
+    assert "7 years 0 months (84.0 months)" in seen.answer()
+
+
+@pytest.mark.slow
 def test_an_age_from_two_dates_is_refused_before_birth_and_used_after(visit: Callable[..., Visit]) -> None:
     seen = visit()
     seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
