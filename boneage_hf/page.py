@@ -244,6 +244,8 @@ def benchmark_html(report_page: str, pictures: Sequence[Path]) -> str:
     figures = ""
     for path in pictures:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
+        if content in inside:  # the report shows it already
+            continue
         name = path.stem.replace("_", " ").replace("-", " ")
         figures += (
             f'<figure><img src="data:{kinds[path.suffix]};base64,{content}" alt="{escape(name)}">'

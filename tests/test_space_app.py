@@ -552,6 +552,17 @@ def test_the_benchmark_tab_holds_the_corrected_table(space: Space) -> None:
     assert "<html" not in text
 
 
+def test_pictures_of_the_benchmark_are_shown_once(tmp_path: Path) -> None:
+    for name in ("age", "ranking"):
+        (tmp_path / f"{name}.svg").write_text(f"<svg><title>{name}</title></svg>")
+    shown = base64.b64encode((tmp_path / "age.svg").read_bytes()).decode()
+    report = f'<main><h1>Report</h1><img src="data:image/svg+xml;base64,{shown}"></main>'
+    text = page.benchmark_html(report, sorted(tmp_path.glob("*.svg")))
+    assert text.count("<img") == 2
+    assert 'alt="ranking"' in text
+    assert "<h2>Report</h2>" in text
+
+
 def test_a_card_is_shown_without_its_metadata() -> None:
     assert page.card_markdown("---\nlicense: other\n---\n\n# Title\n") == "# Title"
     assert page.card_markdown("# Title\n") == "# Title"
