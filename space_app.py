@@ -145,8 +145,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
     def show(content: bytes | None, sex: Sex | None, request: gr.Request) -> tuple[Any, ...]:
         """Upload -> drop area (emptied), preview, what was filled in, sex, the child, problem, remarks, answer."""
         session = str(request.session_hash)
-        # What was chosen for one child must not slip over to the next.
-        kept_sex = None if held.get(session) else sex
+        # What was chosen for one child must not slip over to the next; what was chosen before its radiograph stays.
+        is_next = held.get(session) is not None
         held.forget(session)
         problem, preview, prefill = "", "", Prefill()
         try:
@@ -159,8 +159,10 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             preview = shown(case, phantom=radiograph.file_format == "PNG" and is_phantom(content))
         except InputError as error:
             problem = page.problem_html(str(error))
-        chosen = prefill.sex or kept_sex
-        return None, preview, page.prefill_html(prefill), chosen, *_child(prefill), problem, "", *_no_answer()
+        chosen = prefill.sex if is_next or sex is None else sex
+        told = page.remark_html(contradictions(prefill, sex=chosen, chronological_age_months=None))
+        child = _child(prefill, keep=not is_next)
+        return None, preview, page.prefill_html(prefill), chosen, *child, problem, told, *_no_answer()
 
     def show_example(position: int) -> Callable[..., Any]:
         def show_drawing(request: gr.Request) -> tuple[Any, ...]:
@@ -527,11 +529,17 @@ def _no_answer() -> tuple[str, dict[str, Any], dict[str, Any]]:
     return page.EMPTY_ANSWER, gr.update(visible=False), gr.update(visible=False)
 
 
-def _child(prefill: Prefill) -> tuple[Any, ...]:
-    """-> kind of age, years, months, two dates (emptied), hand, the fields of the two kinds (shown, hidden)"""
+def _child(prefill: Prefill, *, keep: bool = False) -> tuple[Any, ...]:
+    """-> kind of age, years, months, two dates (emptied), hand, the fields of the two kinds (shown, hidden)
+
+    Args:
+        keep: leave as it is what the header does not tell.
+    """
     age = prefill.chronological_age_months
+    hand = gr.skip() if keep and prefill.laterality is None else prefill.laterality or ""
+    if age is None and keep:
+        return *(gr.skip() for _ in range(5)), hand, gr.skip(), gr.skip()
     years, months = (None, None) if age is None else (int(age // 12), round(age % 12, 2))
-    hand = prefill.laterality or ""
     return _BY_AGE, years, months, "", "", hand, gr.update(visible=True), gr.update(visible=False)
 
 

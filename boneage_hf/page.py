@@ -81,7 +81,10 @@ def prefill_html(prefill: Prefill) -> str:
     told += [f"{prefill.laterality} hand"] if prefill.laterality else []
     if not told:
         return ""
-    return f"<p>Filled in from the DICOM header: {escape(', '.join(told))}. Check it, and change what is wrong.</p>"
+    return (
+        f"<p>From the DICOM header, filled in where nothing was chosen: {escape(', '.join(told))}. "
+        "Check it, and change what is wrong.</p>"
+    )
 
 
 def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attention: Any) -> str:
@@ -241,6 +244,8 @@ def benchmark_html(report_page: str, pictures: Sequence[Path]) -> str:
     figures = ""
     for path in pictures:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
+        if content in inside:  # the report shows it already
+            continue
         name = path.stem.replace("_", " ").replace("-", " ")
         figures += (
             f'<figure><img src="data:{kinds[path.suffix]};base64,{content}" alt="{escape(name)}">'

@@ -552,6 +552,17 @@ def test_the_benchmark_tab_holds_the_corrected_table(space: Space) -> None:
     assert "<html" not in text
 
 
+def test_pictures_of_the_benchmark_are_shown_once(tmp_path: Path) -> None:
+    for name in ("age", "ranking"):
+        (tmp_path / f"{name}.svg").write_text(f"<svg><title>{name}</title></svg>")
+    shown = base64.b64encode((tmp_path / "age.svg").read_bytes()).decode()
+    report = f'<main><h1>Report</h1><img src="data:image/svg+xml;base64,{shown}"></main>'
+    text = page.benchmark_html(report, sorted(tmp_path.glob("*.svg")))
+    assert text.count("<img") == 2
+    assert 'alt="ranking"' in text
+    assert "<h2>Report</h2>" in text
+
+
 def test_a_card_is_shown_without_its_metadata() -> None:
     assert page.card_markdown("---\nlicense: other\n---\n\n# Title\n") == "# Title"
     assert page.card_markdown("# Title\n") == "# Title"
@@ -709,6 +720,33 @@ def test_a_contradiction_to_the_header_is_shown(visit: Callable[..., Visit], han
     seen.page.get_by_label("Female", exact=True).check()
     seen.page.locator("#answer .waiting").wait_for()
     assert sentence not in seen.page.locator("#question").inner_text()
+
+
+@pytest.mark.slow
+def test_what_was_chosen_before_the_upload_stays_and_its_contradiction_is_shown(
+    visit: Callable[..., Visit], hand_dicom: Path, hand_png: Path
+) -> None:
+    seen = visit()
+    seen.page.get_by_label("Male", exact=True).check()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.upload(hand_dicom)
+    seen.page.locator("#remarks").get_by_text("The DICOM header says female, but male was chosen").wait_for()
+    assert seen.page.get_by_label("Male", exact=True).is_checked()
+    seen.page.locator("#upload input[type=file]").set_input_files(hand_png)  # another child
+    seen.page.locator("#preview").get_by_text("Drawn phantom").wait_for()
+    assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
+    assert seen.page.get_by_label("Years", exact=True).input_value() == ""
+    assert seen.page.locator("#remarks p").count() == 0
+
+
+@pytest.mark.slow
+def test_an_age_typed_before_the_upload_of_a_png_stays(visit: Callable[..., Visit], hand_png: Path) -> None:
+    seen = visit()
+    seen.page.get_by_label("Female", exact=True).check()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.upload(hand_png)
+    seen.ask()
+    assert "7 years 0 months (84.0 months)" in seen.answer()
 
 
 @pytest.mark.slow
