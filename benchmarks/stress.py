@@ -41,9 +41,9 @@ from boneage_hf.errors import InputError
 from boneage_hf.evaluation import git_commit, predict_dataset, protocol_name
 from boneage_hf.files import write_bytes, write_text
 from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.memory import keep_freed_memory
 from boneage_hf.metrics import match_by_id
 from boneage_hf.pipeline_boneage import BoneAgePipeline
-from boneage_hf.training import keep_freed_memory
 
 from .provenance import public_name, seal
 from .statistics import ALPHA, holm, paired_bootstrap, wilcoxon

@@ -25,6 +25,7 @@ from .files import write_text
 from .hub import storage_tensors
 from .image_processing_boneage import BoneAgeImageProcessor
 from .interval_boneage import interval_months
+from .memory import keep_freed_memory
 from .metrics import by_group, coverage_metrics, error_metrics, error_over_age
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline, predict_batch
@@ -127,6 +128,8 @@ def predict_dataset(
         raise InputError("This split holds no image; choose another one.")
     if batch_size < 1:
         raise InputError(f"The batch size must be 1 or more, not {batch_size}.")
+    if pipe.model.device.type == "cpu":
+        keep_freed_memory()
     undecoded = without_decoding(dataset)
     parts = []
     with tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress) as bar:

@@ -22,6 +22,7 @@ from .data import fingerprint, load_split
 from .errors import InputError
 from .hub import checkpoint_revision
 from .image_processing_boneage import BoneAgeImageProcessor
+from .memory import keep_freed_memory
 from .modeling_boneage import BoneAgeModel
 from .prepared import prepare_image, without_decoding
 from .quality import POSES, HandGate
@@ -37,7 +38,7 @@ IMAGES = 3000
 
 #: Shares of calibration hands above the limits. The first is the aim for hands that are refused, halved, as other
 #: hands may be farther away; the others are ours.
-REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.005, 0.02, 0.01
+REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.001, 0.02, 0.01
 
 #: Least log odds for a turn (99 to 1), and the share of calibration hands that may be above: the RSNA training images
 #: hold about one in a thousand that lie on their side.
@@ -51,7 +52,7 @@ MIRRORED_SHARE = 0.005
 #: radiographs, finger tips or the outer finger or thumb are then outside.
 CUT_TOP, CUT_SIDE = (0.20, 0.35), (0.25, 0.40)
 
-#: Fewest images for the limits. Below 199 none of REFUSED_SHARE is left over, and the limit is the largest distance.
+#: Fewest images for the limits. Below 999 none of REFUSED_SHARE is left over, and the limit is the largest distance.
 MIN_CALIBRATION = 20
 
 #: L2 penalty of the linear classifiers, on the mean log loss.
@@ -94,6 +95,8 @@ def pool(
     progress: bool,
 ) -> Pooled:
     """Prepared pictures (S, S) -> their pooled features, as the pipeline's forward pass makes them."""
+    if model.device.type == "cpu":
+        keep_freed_memory()
     means, cells = [], []
     with tqdm(total=len(pictures), desc=f"features of {name}", unit="image", disable=not progress) as bar:
         for start in range(0, len(pictures), batch_size):

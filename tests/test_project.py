@@ -60,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     **TRAVELLING,
     # leaves
     "files": set(),
+    "memory": set(),
     "phantom": LEAF,
     "augmentation": LEAF,
     "metrics": BASE | {"splits"},
@@ -89,12 +90,12 @@ ALLOWED: dict[str, set[str]] = {
     "summary": MODEL | {"hub"},
     "folding": MODEL | {"hub"},
     "evaluation_plots": BASE | {"files", "splits"},
-    "evaluation": TRAVELS | {"files", "metrics", "data", "splits", "prepared", "hub", "evaluation_plots"},
+    "evaluation": TRAVELS | {"files", "memory", "metrics", "data", "splits", "prepared", "hub", "evaluation_plots"},
     "calibrated_checkpoints": TRAVELS | {"calibration", "data", "hub", "evaluation"},
-    "fitted_gate": TRAVELS | {"calibrated_checkpoints", "data", "hub", "prepared"},
+    "fitted_gate": TRAVELS | {"calibrated_checkpoints", "data", "hub", "memory", "prepared"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
-    | {"features", "folding", "publishing"},
+    | {"features", "folding", "memory", "publishing"},
     "batch": TRAVELS | {"clinical"},
     # the Space
     "service": TRAVELS | {"batch", "explain"},

@@ -35,6 +35,7 @@ from boneage_hf.errors import InputError
 from boneage_hf.evaluation import StorageDifference, predict_prepared
 from boneage_hf.hub import load_pipeline, save_checkpoint
 from boneage_hf.initial_weights import IMAGENET_IMAGE_MEAN, LITE_IMAGE_MEAN
+from boneage_hf.memory import keep_freed_memory
 from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.prepared import PreparedImages, prepare_images
 from boneage_hf.recipes import PLANS, Recipe, Stage
@@ -46,7 +47,6 @@ from boneage_hf.training import (
     build_model,
     build_optimizer,
     epoch_order,
-    keep_freed_memory,
     learning_rate,
     make_batch,
     make_processor,
