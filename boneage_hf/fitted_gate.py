@@ -36,8 +36,8 @@ CELLS = 3
 #: Upright training radiographs, and as many others that are changed. Ours: 47 for each component.
 IMAGES = 3000
 
-#: Shares of calibration hands above the limits. The first is the aim for hands that are refused, halved, as other
-#: hands may be farther away; the others are ours.
+#: Shares of calibration hands above the limits; ours. The first is a tenth of the aim for hands that are refused: a
+#: child without an answer is worse than a plot with a warning, and other hands may be farther away.
 REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.001, 0.02, 0.01
 
 #: Least log odds for a turn (99 to 1), and the share of calibration hands that may be above: the RSNA training images
