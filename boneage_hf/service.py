@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from .batch import AGE_TOLERANCE_MONTHS, BatchItem, BatchRow, TableRow, predict_
 from .errors import InputError
 from .explain import colour_attention, part_of_map
 from .pipeline_boneage import BoneAgePipeline
+from .quality import Quality, put_right
 from .radiograph import Prefill, Radiograph, read
 from .sex import Sex
 
@@ -80,7 +80,9 @@ class Reader:
             with clock:
                 answer = self.pipe(radiograph, sex=sex)
             ended = time.perf_counter()
-        seen = _as_seen(display(radiograph.image), answer.get("quality"))
+        quality: Quality | None = answer["quality"]
+        shown = display(radiograph.image)
+        seen = shown if quality is None else put_right(shown, quality)
         processor: Any = self.pipe.image_processor
         part = part_of_map(seen.size, size=processor.size, resize_mode=processor.resize_mode)
         colours = colour_attention(answer["attention"], seen.height, seen.width, part=part)
@@ -145,14 +147,6 @@ def display(image: Image.Image) -> Image.Image:
     shown = image.copy()
     shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE), Image.Resampling.HAMMING, reducing_gap=None)
     return shown
-
-
-def _as_seen(image: Image.Image, quality: Any) -> Image.Image:
-    if quality is None:
-        return image
-    # By name, because pipelines of checkpoints may come with or without the gate.
-    seen: Image.Image = import_module(".quality", __package__).put_right(image, quality)
-    return seen
 
 
 def contradictions(prefill: Prefill, *, sex: Sex | None, chronological_age_months: float | None) -> list[str]:
