@@ -38,7 +38,7 @@ IMAGES = 3000
 
 #: Shares of calibration hands above the limits; ours. The first is a tenth of the aim for hands that are refused: a
 #: child without an answer is worse than a plot with a warning, and other hands may be farther away.
-REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.001, 0.02, 0.01
+REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.003, 0.02, 0.01
 
 #: Least log odds for a turn (99 to 1), and the share of calibration hands that may be above: the RSNA training images
 #: hold about one in a thousand that lie on their side.
