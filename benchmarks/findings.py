@@ -25,6 +25,7 @@ TABLES = {
     "comparison": "comparison.csv",
     "stress": "stress.csv",
     "attention": "attention.csv",
+    "gate": "gate.csv",
     "speed": "speed.csv",
     "training-speed": "training.csv",
 }
@@ -33,12 +34,14 @@ TABLES = {
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "stress": ("kind", "setting", "n", "unchanged_mae_months", "mae_months", "mae_change_holm_p"),
     "attention": ("part", "third", "region", "tolerance_cells", "n"),
+    "gate": ("kind", "n", "originals", "refused", "warned"),
     "speed": ("system", "what", "image_size", "batch", "precision", "threads", "median_ms", "p95_ms"),
     "training-speed": ("images_from", "images_per_second"),
 }
 _SHARES: dict[str, tuple[str, ...]] = {
     "stress": ("moved_over_6_months", "moved_over_12_months", "unchanged_significant_errors", "significant_errors"),
     "attention": ("energy", "area_share", "gaussian_share", "shuffled_cells_share", "other_map_share"),
+    "gate": ("refused_share",),
     "speed": (),
     "training-speed": (),
 }
@@ -46,6 +49,7 @@ _SHARES: dict[str, tuple[str, ...]] = {
 _ORDERED: dict[str, tuple[str, ...]] = {
     "stress": ("mae_change_low_months", "mae_change_months", "mae_change_high_months"),
     "attention": ("energy_low", "energy", "energy_high"),
+    "gate": ("refused_low", "refused_share", "refused_high"),
     "speed": ("median_ms", "p95_ms"),
     "training-speed": (),
 }
@@ -53,7 +57,7 @@ _ORDERED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A stress test, an attention test or a measurement of speed: its folder's name, manifest and table."""
+    """A test of stress, attention or the gate, or a measurement of speed: its folder's name, manifest and table."""
 
     folder: str
     manifest: Mapping[str, Any]
@@ -69,6 +73,7 @@ class Findings:
     comparisons: tuple[Comparison, ...] = ()
     stress: tuple[Study, ...] = ()
     attention: tuple[Study, ...] = ()
+    gate: tuple[Study, ...] = ()
     speed: tuple[Study, ...] = ()
     training: tuple[Study, ...] = ()
 
@@ -131,6 +136,7 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
         comparisons=tuple(comparisons),
         stress=tuple(studies["stress"]),
         attention=tuple(studies["attention"]),
+        gate=tuple(studies["gate"]),
         speed=tuple(studies["speed"]),
         training=tuple(studies["training-speed"]),
     )
@@ -145,7 +151,7 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
 
 
 def load_study(folder: Path, kind: str) -> Study:
-    """Read a folder of `stress`, `attention` or `speed`.
+    """Read a folder of `stress`, `attention`, `gate` or `speed`.
 
     Raises:
         InputError: the table is not the one that was written, lacks a column, or holds what cannot be.

@@ -7,6 +7,7 @@ Intervals are those of Clopper and Pearson (Biometrika 1934;26(4):404-413) for i
 original are not.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -116,7 +117,10 @@ def gate_of_checkpoint(
     whole = [outcome for kind in kinds() for outcome in outcomes[kind.name][0]]
     outcomes[ALL_NON_HANDS] = whole, sum(outcomes[kind.name][1] for kind in kinds())
     table = pd.DataFrame([_row(name, *found) for name, found in outcomes.items()], columns=list(COLUMNS))
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     manifest = {
+        "task": "gate",
+        "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "checkpoint": public_name(checkpoint),
         "revision": checkpoint_revision(pipe),
         "gate": pipe.model.config.gate,
@@ -133,7 +137,7 @@ def gate_of_checkpoint(
     records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "gate.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        write_text(out / "gate.csv", text)
         write_text(out / "gate.json", json.dumps(records, indent=2) + "\n")
         write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     except OSError as error:

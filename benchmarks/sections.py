@@ -65,6 +65,7 @@ def measured_sections(
         sections += _age_sections(findings, names)
     sections += _stress_sections(findings, names)
     sections += _attention_sections(findings, names)
+    sections += _gate_sections(findings, names)
     sections += _speed_sections(findings)
     sections += _cost_sections(findings, names, published)
     return sections
@@ -370,6 +371,34 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
         )
         table = Table(f"{name}: energy inside boxes, half a cell of tolerance", columns, rows, frozenset(columns[3:]))
         sections.append(Section(f"Attention of {name}", paragraphs, table))
+    return sections
+
+
+# --- quality gate ---------------------------------------------------------------------------------------------------
+
+
+def _gate_sections(findings: Findings, names: Mapping[str, str]) -> list[Section]:
+    columns = ("Pictures", "n", "Originals", "Refused", "95 % exact interval", "Only warned of")
+    sections = []
+    for name, study in _study_names(findings.gate, findings, names).items():
+        rows = tuple(
+            (
+                str(row["kind"]),
+                *(f"{row[key]:,}" for key in ("n", "originals")),
+                f"{row['refused']:,} ({100 * row['refused_share']:.1f} %)",
+                f"{100 * row['refused_low']:.1f} to {100 * row['refused_high']:.1f} %",
+                f"{row['warned']:,}",
+            )
+            for row in study.table.to_dict(orient="records")
+        )
+        paragraphs = (
+            "What the quality gate refuses to answer: images of the test split as they are and changed, and pictures "
+            "that are no hand. Intervals are those of Clopper and Pearson; views of one original are not independent, "
+            "so the number of originals stands beside them.",
+            " ".join(f"{verdict[0].upper()}{verdict[1:]}." for verdict in study.manifest["verdicts"]),
+        )
+        table = Table(f"Refused by {name}", columns, rows, frozenset((*columns[1:4], columns[5])))
+        sections.append(Section("Quality gate", paragraphs, table))
     return sections
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from make_tiny_checkpoint import CHECKPOINT
 from PIL import Image
+from test_benchmarks_report import rows_of, section, sections_with
 
 from benchmarks import gate
+from benchmarks.findings import load_findings
 from benchmarks.gate import exact_interval, gate_of_checkpoint
 from benchmarks.non_hands import Kind, kinds, load_original
 from boneage_hf.data import load_split, prepare_phantoms
@@ -100,3 +102,9 @@ def test_the_results_count_each_kind_and_say_where_they_come_from(
     assert len(json.loads((tmp_path / "out" / "gate.json").read_text())) == len(table)
     assert "aim at most 1.00 %: met" in str(result)
     assert str(tmp_path / "out" / "gate.csv") in str(result)
+
+    shown = rows_of(section(sections_with(findings=load_findings([tmp_path / "out"])), "Quality gate"))
+    (made_up,) = (row for row in shown if row["Pictures"] == "made up")
+    assert (made_up["n"], made_up["Originals"]) == ("3", "2")
+    refused = int(table.loc["made up", "refused"])
+    assert made_up["Refused"] == f"{refused} ({100 * refused / 3:.1f} %)"
