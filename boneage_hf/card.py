@@ -224,6 +224,11 @@ def _interval(interval: list[float | None]) -> str:
 def _initial_note(initial: dict[str, Any]) -> str:
     if not initial:
         return MISSING
+    before = initial.get("provenance")
+    if before is not None:  # a checkpoint of this package: what it was, and what it started from in turn
+        recipe = before.get("recipe") or {}
+        trained = f"{recipe.get('epochs', MISSING)} epochs at {recipe.get('image_size', MISSING)} px"
+        return f"a training of {trained} before this one, from {_initial_note(before.get('initial_weights') or {})}"
     parts = [f"`{initial['source']}`"]
     if initial.get("licence"):
         parts.append(f"licence {initial['licence']}")

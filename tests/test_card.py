@@ -117,6 +117,16 @@ def test_a_file_that_holds_no_metrics_is_refused(tmp_path: Path) -> None:
         render_card(str(TINY), name="tiny", metrics_file=tmp_path / "metrics.json")
 
 
+def test_a_card_tells_the_trainings_before_this_one_and_where_they_began(tmp_path: Path) -> None:
+    pipe = load_pipeline(TINY)
+    first = {"recipe": {"epochs": 8, "image_size": 48}, "initial_weights": {"source": "public", "licence": "MIT"}}
+    pipe.model.config.provenance = {"initial_weights": {"source": "folder-of-mine", "provenance": first}}
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "second")
+    text = render_card(str(tmp_path / "second"), name="second")
+    assert "a training of 8 epochs at 48 px before this one, from `public`, licence MIT" in text
+    assert "folder-of-mine" not in text
+
+
 def test_a_card_says_whether_the_model_needs_the_sex() -> None:
     assert 'required: "female" or "male"' in render_card(str(TINY), name="tiny", metrics_file=None)
 
