@@ -499,6 +499,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             answer_batch, batch_sex, [ready, batch_problem, progress, batch_table], concurrency_limit=2, **private
         )
         demo.unload(forget)
+        # Gradio sends 0 for a number that nobody has typed, unless it was told once that there is none.
+        demo.load(lambda: (None, None), None, [years, months], queue=False, **private)
 
         # The endpoints for programs hang on buttons that no page shows.
         api_answer = gr.JSON(visible=False)
@@ -559,13 +561,15 @@ def _example_button(example: Example, drawing: bytes) -> gr.Button:
 
 
 def _benchmark() -> str:
-    sections = build_sections(load_reference_table(), load_published(), load_measured())
-    folder = RESULTS / "report"
-    return page.benchmark_html(to_html(sections), sorted([*folder.glob("*.svg"), *folder.glob("*.png")]))
+    """The report as it is committed; where there is none, its tables without what was measured."""
+    written = RESULTS / "report" / "report.html"
+    if written.is_file():
+        return page.benchmark_html(written.read_text(encoding="utf-8"), [])
+    return page.benchmark_html(to_html(build_sections(load_reference_table(), load_published(), load_measured())), [])
 
 
 def _card_of(pipe: "BoneAgePipeline") -> str | None:
-    """The README.md of the checkpoint, from its folder or the Hub."""
+    """The README.md of the checkpoint, from its folder or the Hub, there of the weights' own commit."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -573,7 +577,7 @@ def _card_of(pipe: "BoneAgePipeline") -> str | None:
     path = Path(source) / "README.md"
     if not Path(source).is_dir():
         try:
-            path = Path(hf_hub_download(source, "README.md"))
+            path = Path(hf_hub_download(source, "README.md", revision=pipe.model.config._commit_hash))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
             return None
     return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -414,9 +414,9 @@ def test_the_limits_leave_the_stated_shares_of_new_hands_outside(fitted: HandGat
     calibration, new = (gaussian(n, seed).mean[:, :, None, None] for n, seed in ((1000, 2), (20_000, 3)))
     refuse, warn = fitted.settings["refuse_above"], fitted.settings["warn_above"]
     distance = fitted.distance(calibration)
-    assert int((distance > refuse).sum()) == 4  # the 996th of 1000 is the limit: ceil(1001 * 0.995)
+    assert int((distance > refuse).sum()) == 2  # the 998th of 1000 is the limit: ceil(1001 * 0.997)
     assert int((distance > warn).sum()) == 19
-    assert float((fitted.distance(new) > refuse).float().mean()) == pytest.approx(0.005, abs=0.004)
+    assert float((fitted.distance(new) > refuse).float().mean()) == pytest.approx(0.003, abs=0.0025)
     assert float(fitted.distance(new).mean()) == pytest.approx(1, abs=0.1)
 
 

@@ -99,7 +99,7 @@ def test_the_requirements_cover_every_import_of_the_space(hub: HubServer, model:
                 used |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 used.add(str(node.module).split(".")[0])
-    used -= {*sys.stdlib_module_names, "boneage_hf"}
+    used -= {*sys.stdlib_module_names, "boneage_hf", "benchmarks"}
     assert {{"PIL": "pillow", "huggingface_hub": "huggingface-hub"}.get(name, name) for name in used} <= named
 
 
