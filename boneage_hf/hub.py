@@ -232,7 +232,7 @@ def load_pipeline(
         )
     if is_hub_id(source):
         model.name_or_path = config.name_or_path = split_id(source)[0]  # not the folder of the cache
-        config._commit_hash = folder.name
+        model.config._commit_hash = folder.name
     chosen = torch.device(device) if isinstance(device, str) else device
     return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=chosen)
 

@@ -122,7 +122,7 @@ def test_a_card_tells_the_trainings_before_this_one_and_where_they_began(tmp_pat
     first = {"recipe": {"epochs": 8, "image_size": 48}, "initial_weights": {"source": "public", "licence": "MIT"}}
     pipe.model.config.provenance = {"initial_weights": {"source": "folder-of-mine", "provenance": first}}
     save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "second")
-    text = render_card(str(tmp_path / "second"), name="second")
+    text = render_card(str(tmp_path / "second"), name="second", metrics_file=None)
     assert "a training of 8 epochs at 48 px before this one, from `public`, licence MIT" in text
     assert "folder-of-mine" not in text
 
