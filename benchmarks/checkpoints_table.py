@@ -101,11 +101,10 @@ def latency_of(revision: str, results: Path = RESULTS) -> Latency | None:
     `results`: from an original's size to months, else the first kind of file that was timed."""
     for table in sorted(results.glob("*/speed.csv")):
         manifest = json.loads((table.parent / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["revision"] != revision:
-            continue
+        names = {one["checkpoint"] for one in manifest["checkpoints"] if one["revision"] == revision}
         with table.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                if row["what"].startswith("file to months"):
+                if row["system"] in names and row["what"].startswith("file to months"):
                     return Latency(float(row["median_ms"]), row["what"], int(row["threads"]))
     return None
 
