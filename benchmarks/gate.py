@@ -26,6 +26,7 @@ from boneage_hf.errors import InputError
 from boneage_hf.files import write_text
 from boneage_hf.fitted_gate import changed
 from boneage_hf.hub import checkpoint_revision, load_pipeline
+from boneage_hf.memory import keep_freed_memory
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.prepared import without_decoding
 from boneage_hf.quality import Quality, RefusedError
@@ -107,6 +108,8 @@ def gate_of_checkpoint(
     pipe = load_pipeline(checkpoint)
     if pipe.model.gate is None:
         raise InputError("This checkpoint has no quality gate: make one with boneage fit-gate.")
+    if pipe.model.device.type == "cpu":
+        keep_freed_memory()
     rows = without_decoding(load_split(dataset, split))
     outcomes: dict[str, tuple[list[_Outcome], int]] = {}
     for name, pictures, originals in _cases(rows, min(changed_images, len(rows))):
