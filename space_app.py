@@ -577,7 +577,8 @@ def _card_of(pipe: "BoneAgePipeline") -> str | None:
     path = Path(source) / "README.md"
     if not Path(source).is_dir():
         try:
-            path = Path(hf_hub_download(source, "README.md", revision=pipe.model.config._commit_hash))
+            commit = getattr(pipe.model.config, "_commit_hash", None)  # missing where the model was not loaded by id
+            path = Path(hf_hub_download(source, "README.md", revision=commit))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
             return None
     return path.read_text(encoding="utf-8") if path.is_file() else None
