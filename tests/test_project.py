@@ -101,7 +101,7 @@ ALLOWED: dict[str, set[str]] = {
     "service": TRAVELS | {"batch", "explain"},
     "uploads": LEAF | {"batch", "report"},
     "page": LEAF | {"batch", "growth_plot", "report", "service"},
-    "card": CONFIGURATION | {"metrics", "summary", "hub"},
+    "card": CONFIGURATION | {"metrics", "recipes", "summary", "hub"},
     "publishing": CONFIGURATION | {"files", "data", "data_card", "hub_access", "hub", "card"},
 }
 ALLOWED["cli"] = set(ALLOWED)

@@ -13,7 +13,7 @@ import pytest
 from boneage_hf.augmentation import AUGMENTATIONS, Augmentation
 from boneage_hf.configuration_boneage import BACKBONE_NAMES, LOSSES, SEX_INPUTS
 from boneage_hf.errors import InputError
-from boneage_hf.recipes import PLANS, RECIPES, Recipe, Stage, load_recipe, plan_of, recipe_from_dict
+from boneage_hf.recipes import PLANS, RECIPES, Recipe, Stage, load_recipe, plan_of, plan_that_repeats, recipe_from_dict
 
 
 @pytest.mark.parametrize(
@@ -224,3 +224,31 @@ def test_a_stage_starts_from_all_or_from_the_backbone() -> None:
 
 def test_no_plan_has_the_name_of_a_recipe() -> None:
     assert not set(PLANS) & set(RECIPES)
+
+
+def provenance_of(stages: list[Recipe]) -> dict[str, Any]:
+    """As the last of some trainings leaves it."""
+    told: dict[str, Any] = {"source": "random"}
+    for recipe in stages:
+        told = {"source": "folder", "provenance": {"recipe": recipe.to_dict(), "initial_weights": told}}
+    return dict(told["provenance"])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_is_known_by_what_its_last_checkpoint_tells(name: str) -> None:
+    assert plan_that_repeats(provenance_of([stage.recipe for stage in PLANS[name]])) == name
+
+
+def test_a_recipe_of_one_training_is_known_too() -> None:
+    assert plan_that_repeats(provenance_of([RECIPES["quick"]])) == "quick"
+
+
+@pytest.mark.parametrize("stages", [[Recipe(seed=77)], [Recipe(), Recipe(seed=77)], []])
+def test_trainings_of_no_plan_are_said_to_be_none(stages: list[Recipe]) -> None:
+    assert plan_that_repeats(provenance_of(stages) if stages else {}) is None
+
+
+def test_a_field_that_a_provenance_is_too_old_to_name_has_its_default() -> None:
+    told = provenance_of([RECIPES["finetune"]])
+    del told["recipe"]["cached_views"]
+    assert plan_that_repeats(told) == "finetune"

@@ -1093,6 +1093,25 @@ def test_backbone_weights_come_from_a_file_that_is_named_in_the_provenance(
     assert len(initial["sha256"]) == 64
 
 
+def test_weights_of_a_backbone_out_of_a_checkpoint_bring_what_they_were_trained_on(
+    finished: Finished, images: PreparedImages
+) -> None:
+    recipe = dataclasses.replace(TINY, sex_input="none")
+    source = finished.result.checkpoint / "model.safetensors"
+    _, initial = build_model(recipe, initial_weights=str(source), train=images)
+    assert initial["provenance"] == json.loads((finished.result.checkpoint / "config.json").read_text())["provenance"]
+
+
+def test_the_best_checkpoint_tells_the_learning_curve_of_the_whole_run_and_what_it_cost(finished: Finished) -> None:
+    cost = json.loads((finished.result.checkpoint / "config.json").read_text())["provenance"]["cost"]
+    assert [row["epoch"] for row in cost["learning_curve"]] == [1, 2, 3, 4]
+    for told, row in zip(cost["learning_curve"], finished.rows, strict=True):
+        assert told["validation_mae_months"] == pytest.approx(row["validation_mae_months"], abs=1e-3)
+    hours = sum(row["seconds"] for row in finished.rows) / 3600 * torch.get_num_threads()
+    assert cost["core_hours"] == pytest.approx(hours, abs=0.005)
+    assert cost["hardware"]["cores"] == os.cpu_count()
+
+
 @pytest.mark.parametrize(
     ("backbone", "mean"), [("vgg19", IMAGENET_IMAGE_MEAN), ("efficientnet_lite0", LITE_IMAGE_MEAN)]
 )
