@@ -1,7 +1,9 @@
 """The model card of a checkpoint, filled from its config and from the metrics.json of an evaluation."""
 
+import csv
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,22 @@ _MEASURES = {
 }
 
 
-def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str:
+def render_card(checkpoint: str, *, name: str, metrics_file: Path | None, stress_folder: Path | None = None) -> str:
     """The text of the card.
 
     Args:
         checkpoint: folder, Hub id or `"default"`.
         name: what a user types to load it.
         metrics_file: a `metrics.json` of `boneage evaluate` for these very weights, or None ("not measured yet").
+        stress_folder: a result folder of `boneage-benchmark stress` for these very weights, or None.
 
     Raises:
-        InputError: the file is missing or no such JSON, or belongs to other weights.
+        InputError: a file is missing or not what it should be, or belongs to other weights.
     """
     pipe = load_pipeline(checkpoint)
     config, revision = pipe.model.config, checkpoint_revision(pipe)
     results = None if metrics_file is None else _read_metrics(metrics_file, revision=revision)
+    stress = None if stress_folder is None else _read_stress(stress_folder, revision=revision)
     provenance, rsna = config.provenance or {}, trained_on_rsna(config)
     source_size = pipe.image_processor.source_size
     data = ModelCardData(
@@ -81,6 +85,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None) -> str
         results_rows=_rows({_MEASURES[key]: (results["metrics"], key) for key in _MEASURES} if results else {}),
         group_rows="\n".join(_group_row(part) for part in (results["groups"] if results else [])),
         coverage_rows=_coverage_rows((results or {}).get("interval")),
+        stress=stress,
         adjustment_note=_adjustment_note(config),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
@@ -119,6 +124,41 @@ def _read_metrics(path: Path, *, revision: str) -> dict[str, Any]:
             f"The metrics belong to weights {results['revision']}, the checkpoint has {revision}: evaluate it again."
         )
     return results
+
+
+@dataclass(frozen=True)
+class _Stress:
+    """Images, MAE as they are, and a row of the card for each kind of change."""
+
+    n: int
+    unchanged_mae_months: float
+    rows: str
+
+
+def _read_stress(folder: Path, *, revision: str) -> _Stress:
+    """Of each kind of change the setting that costs most."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        with (folder / "stress.csv").open(encoding="utf-8", newline="") as file:
+            settings = list(csv.DictReader(file))
+        worst: dict[str, dict[str, str]] = {}
+        for row in settings:
+            best = worst.setdefault(row["kind"], row)
+            if float(row["mae_change_months"]) > float(best["mae_change_months"]):
+                worst[row["kind"]] = row
+        rows = [
+            f"| {row['setting']} | {float(row['mae_change_months']):+.2f} | "
+            f"{float(row['mae_change_low_months']):+.2f} to {float(row['mae_change_high_months']):+.2f} | "
+            f"{100 * float(row['moved_over_12_months']):.0f} % |"
+            for row in worst.values()
+        ]
+        stress = _Stress(int(manifest["n"]), float(settings[0]["unchanged_mae_months"]), "\n".join(rows))
+        measured = manifest["revision"]
+    except (OSError, ValueError, KeyError, IndexError):
+        raise InputError("The stress folder is not one that `boneage-benchmark stress` writes.") from None
+    if measured != revision:
+        raise InputError(f"The stress test is of weights {measured}, the checkpoint has {revision}: make it again.")
+    return stress
 
 
 def _group_row(part: dict[str, Any]) -> str:

@@ -243,8 +243,9 @@ def _card(options: argparse.Namespace) -> int:
     from .card import render_card
     from .files import write_text
 
-    metrics = None if options.metrics is None else Path(options.metrics)
-    write_text(Path(options.out), render_card(options.checkpoint, name=options.name, metrics_file=metrics))
+    metrics, stress = (None if given is None else Path(given) for given in (options.metrics, options.stress))
+    text = render_card(options.checkpoint, name=options.name, metrics_file=metrics, stress_folder=stress)
+    write_text(Path(options.out), text)
     print(options.out)
     return 0
 
@@ -457,6 +458,9 @@ def build_parser() -> argparse.ArgumentParser:
     card.add_argument("checkpoint", help='folder, Hub id, or "default"')
     card.add_argument("--name", required=True, help="what a user types to load the checkpoint")
     card.add_argument("--metrics", help="metrics.json of `boneage evaluate`; without it the card says: not measured")
+    card.add_argument(
+        "--stress", help="result folder of `boneage-benchmark stress`: what changed images do to the error"
+    )
     card.add_argument("--out", required=True, help="the file to write, usually README.md or model_card.md")
 
     convert = add("convert-lite0", _convert_lite0, "ImageNet weights of EfficientNet-Lite0 -> safetensors")

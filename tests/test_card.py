@@ -153,6 +153,40 @@ def test_core_hours_that_nobody_wrote_down_are_missing_on_the_card(tmp_path: Pat
     assert f"{MISSING} at 96 px (not recorded)" in text
 
 
+def stress_folder(folder: Path, *, revision: str | None = None) -> Path:
+    """A stress test of the tiny checkpoint, as the benchmark writes it: three settings of two kinds."""
+    manifest = {"revision": revision or checkpoint_revision(load_pipeline(TINY)), "n": 1024}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "stress.csv").write_text(
+        "kind,setting,unchanged_mae_months,mae_change_months,mae_change_low_months,mae_change_high_months,"
+        "moved_over_12_months\n"
+        "rotation,rotation 5 deg,8.1,0.2,-0.1,0.5,0.01\nrotation,rotation 30 deg,8.1,1.5,1.2,1.9,0.055\n"
+        "contrast,contrast x 2,8.1,-0.25,-0.5,0.1,0\n"
+    )
+    return folder
+
+
+def test_a_card_names_the_change_of_each_kind_that_costs_most(tmp_path: Path) -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None, stress_folder=stress_folder(tmp_path))
+    assert "of 1,024 of the images does to the error (8.10 months as they are)" in text
+    assert "| rotation 30 deg | +1.50 | +1.20 to +1.90 | 6 % |" in text
+    assert "rotation 5 deg" not in text
+    assert "| contrast x 2 | -0.25 | -0.50 to +0.10 | 0 % |" in text
+
+
+def test_a_stress_test_of_other_weights_is_refused(tmp_path: Path) -> None:
+    folder = stress_folder(tmp_path, revision="0" * 12)
+    with pytest.raises(InputError, match="make it again"):
+        render_card(str(TINY), name="tiny", metrics_file=None, stress_folder=folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stress.csv"])
+def test_a_folder_that_is_no_stress_test_is_refused(tmp_path: Path, name: str) -> None:
+    (stress_folder(tmp_path) / name).write_text("{}")
+    with pytest.raises(InputError, match="boneage-benchmark stress"):
+        render_card(str(TINY), name="tiny", metrics_file=None, stress_folder=tmp_path)
+
+
 def test_a_card_says_whether_the_model_needs_the_sex() -> None:
     assert 'required: "female" or "male"' in render_card(str(TINY), name="tiny", metrics_file=None)
 

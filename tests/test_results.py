@@ -41,7 +41,12 @@ def test_the_readme_prints_the_measured_error(measured: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", [ROOT / "model_card.md", DEFAULT_CHECKPOINT / "README.md"], ids=["top", "package"])
 def test_the_model_card_is_what_the_command_renders(path: Path) -> None:
-    rendered = render_card("default", name="default", metrics_file=DEFAULT_CHECKPOINT / "metrics.json")
+    rendered = render_card(
+        "default",
+        name="default",
+        metrics_file=DEFAULT_CHECKPOINT / "metrics.json",
+        stress_folder=ROOT / "benchmarks" / "results" / "default-stress",
+    )
     assert path.read_text(encoding="utf-8") == rendered
 
 
