@@ -34,7 +34,7 @@ _BAR_STEP = 0.4
 
 _SHEET_IMAGES = 6
 _SHEET_VERSIONS = 5
-_SHEET_AUGMENTATIONS = ("reference", "strong")
+_SHEET_AUGMENTATIONS = ("reference", "strong", "wide")
 _SHEET_GAP = 6  # px
 
 
@@ -123,8 +123,8 @@ def augmentation_sheet(dataset_folder: str | os.PathLike[str], *, seed: int = 0)
     """Contact sheet: the first 6 training images as the model reads them, and 5 random versions of each.
 
     The images are prepared as the recipes prepare them, at 384 px; below them come the versions of the
-    augmentations "reference" and "strong", one image to a column. It shows images of the data set, under whose terms
-    it falls.
+    augmentations "reference", "strong" and "wide", one image to a column. It shows images of the data set, under
+    whose terms it falls.
 
     Raises:
         InputError: as :func:`boneage_hf.data.load_split`, or if an image cannot be read (its row id is named).

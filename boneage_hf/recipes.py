@@ -69,7 +69,7 @@ class Recipe:
             "sex_input": ("none", "embedding"),
             "pooling": ("attention", "average"),
             "loss": ("mse", "smooth_l1"),
-            "augmentation": ("none", "reference", "strong"),
+            "augmentation": ("none", "reference", "strong", "wide"),
             "sampling": ("natural", "balanced"),
             "optimizer": ("adam", "adamw"),
             "schedule": ("constant", "one_cycle"),

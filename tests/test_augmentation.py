@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from boneage_hf.augmentation import AUGMENTATIONS, Augmentation, Parameters, affine_matrices, apply, sample
+from boneage_hf.augmentation import AUGMENTATIONS, COARSEST, Augmentation, Parameters, affine_matrices, apply, sample
 
 SIDE = 24
 
@@ -25,6 +25,7 @@ def unchanged(batch_size: int, **changes: float) -> Parameters:
         "contrast": 1.0,
         "brightness": 0.0,
         "erased": 0.0,
+        "coarseness": 1.0,
     }
     values = {name: torch.full((batch_size,), value) for name, value in (neutral | changes).items()}
     return Parameters(**values, box=torch.full((batch_size, 4), 0.5))
@@ -160,6 +161,33 @@ def test_only_the_chosen_images_are_erased() -> None:
     parameters = dataclasses.replace(unchanged(3), erased=torch.tensor([0.0, 1.0, 0.0]))
     differs = (apply(images, parameters) != apply(images, unchanged(3))).flatten(1).any(dim=1)
     assert differs.tolist() == [False, True, False]
+
+
+def test_a_coarse_image_is_the_image_reduced_and_enlarged_again() -> None:
+    image = pictures(1, side=32)
+    after = apply(image, unchanged(1, coarseness=0.25))[0]
+    # A reduction to a quarter with antialiasing is a mean under a triangle four pixels wide to either side.
+    weights = np.maximum(0, 1 - np.abs(np.arange(32) + 0.5 - (np.arange(8)[:, None] + 0.5) * 4) / 4)
+    weights /= weights.sum(1, keepdims=True)
+    small = weights @ image[0].numpy().astype(float) @ weights.T
+    position = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
+    left = np.minimum(position.astype(int), 6)
+    enlarge = np.zeros((32, 8))
+    enlarge[np.arange(32), left], enlarge[np.arange(32), left + 1] = 1 - (position - left), position - left
+    np.testing.assert_allclose(after.numpy(), enlarge @ small @ enlarge.T, atol=1e-3)
+
+
+def test_only_the_chosen_images_are_coarse() -> None:
+    images = pictures()
+    parameters = dataclasses.replace(unchanged(3), coarseness=torch.tensor([1.0, 0.5, 1.0]))
+    differs = (apply(images, parameters) != apply(images, unchanged(3))).flatten(1).any(dim=1)
+    assert differs.tolist() == [False, True, False]
+
+
+def test_as_many_images_are_coarse_as_stated_and_none_more_than_the_limit() -> None:
+    coarseness = sample(AUGMENTATIONS["wide"], 4000, torch.Generator().manual_seed(0)).coarseness
+    assert float((coarseness < 1).float().mean()) == pytest.approx(AUGMENTATIONS["wide"].coarsen, abs=0.03)
+    assert COARSEST <= float(coarseness.min()) < COARSEST + 0.01
 
 
 def test_each_image_of_a_batch_has_parameters_of_its_own() -> None:

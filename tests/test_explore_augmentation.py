@@ -45,10 +45,13 @@ def test_the_sheet_shows_one_row_of_images_and_five_versions_of_each_augmentatio
 ) -> None:
     figure = explore.augmentation_sheet(dataset)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["prepared for the model", 'augmentation "reference"', 'augmentation "strong"']
+    assert titles == [
+        "prepared for the model",
+        *(f'augmentation "{name}"' for name in ("reference", "strong", "wide")),
+    ]
     width = len(prepared) * (SIDE + GAP) - GAP
     assert [picture.shape for picture in pictures(figure)] == [
-        (rows * (SIDE + GAP) - GAP, width) for rows in (1, 5, 5)
+        (rows * (SIDE + GAP) - GAP, width) for rows in (1, 5, 5, 5)
     ]
 
 
@@ -58,7 +61,7 @@ def test_the_first_row_is_what_the_image_processor_prepares(dataset: Path, prepa
         np.testing.assert_array_equal(tile(first, 0, column), image)
 
 
-@pytest.mark.parametrize(("block", "name"), [(1, "reference"), (2, "strong")])
+@pytest.mark.parametrize(("block", "name"), [(1, "reference"), (2, "strong"), (3, "wide")])
 def test_the_versions_are_those_of_the_training_augmentation(
     block: int, name: str, dataset: Path, prepared: np.ndarray
 ) -> None:
