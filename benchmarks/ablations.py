@@ -213,14 +213,12 @@ def ablate(
             runs.write(out, complete=False)
     if seeds is None:
         pairs = paired_with(runs.predictions, runs.references)
-        close = [
-            arm
-            for arm in others
-            if abs(difference(pairs, arm.name, base.name, first).difference_months) < CLOSE_MONTHS
-        ]
+        gaps = {arm.name: difference(pairs, arm.name, base.name, first).difference_months for arm in others}
+        close = [arm for arm in others if abs(gaps[arm.name]) < CLOSE_MONTHS]
+        again = [base, *close] if close else []
     else:
-        close = others if seeds > 1 else []
-    for arm in [base, *close] if close or seeds == len(SEEDS) else []:
+        again = asked if seeds > 1 else []
+    for arm in again:
         if runs.run(arm, second):
             runs.write(out, complete=False)
     return runs.write(out, complete=True)

@@ -280,24 +280,23 @@ def test_an_interrupted_command_goes_on_within_the_epoch_and_ends_as_if_it_had_n
 
 @pytest.mark.parametrize("close", [True, False])
 def test_only_arms_close_to_the_base_arm_get_a_second_seed_and_the_base_arm_with_them(
+    finished: Path,
     prepared_phantoms: Path,
     weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple[bool, int]],
     close: bool,
 ) -> None:
-    monkeypatch.setenv("BONEAGE_RUNS", str(tmp_path / "runs"))
-    one_seed = start(prepared_phantoms, weights, tmp_path / "one", seeds=1).table.set_index("arm")
-    gaps = {name: abs(one_seed.loc[name, "difference_months"]) for name in ("average", "random")}
+    table = pd.read_csv(finished / "ablations.csv").query("seed == 0").set_index("arm")
+    gaps = {name: abs(float(table.loc[name, "difference_months"])) for name in ("average", "random")}
     nearer, further = sorted(gaps, key=lambda name: gaps[name])
     assert gaps[nearer] < gaps[further]
-    monkeypatch.setattr(ablations, "CLOSE_MONTHS", gaps[further] if close else gaps[nearer])
-    del steps[:]
-    table = start(prepared_phantoms, weights, tmp_path / "auto").table
-    second = list(table["arm"][table["seed"] == 1])
-    assert second == (["base", nearer] if close else [])
-    assert len(steps) == len(second) * STEPS
+    monkeypatch.setattr(ablations, "CLOSE_MONTHS", (gaps[nearer] + gaps[further] if close else gaps[nearer]) / 2)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(ablations._Trainings, "run", lambda self, arm, seed: asked.append((arm.name, seed)))
+    start(prepared_phantoms, weights, tmp_path / "out")
+    first = [(arm.name, 0) for arm in FEW]
+    assert asked == [*first, *([("base", 1), (nearer, 1)] if close else [])]
 
 
 def test_runs_on_other_data_are_not_taken_for_these(
