@@ -341,7 +341,7 @@ class _Trainings:
             "best_epoch": result.epoch,
             "images": round(sum(row["images_per_second"] * row["seconds"] for row in epochs)),
             "seconds": sum(row["seconds"] for row in epochs),
-            "initial_weights": pipe.model.config.provenance["initial_weights"],
+            "initial_weights": (pipe.model.config.provenance or {}).get("initial_weights"),
             "predictions_sha256": hashlib.sha256(text.encode()).hexdigest(),
             **seal(),
         }
