@@ -386,7 +386,7 @@ def _verdicts(arms: Sequence[Arm], table: pd.DataFrame) -> dict[str, str]:
     measured = dict(zip(table["arm"], table["verdict"], strict=True))
     found: dict[str, list[str]] = {}
     for arm in arms:
-        found.setdefault(arm.question, []).append(measured.get(arm.name, f"{_capital(arm.change)}: not measured yet."))
+        found.setdefault(arm.question, []).append(measured.get(arm.name, f"{arm.name} not measured yet."))
     return {question: " ".join(sentences) for question, sentences in found.items()}
 
 

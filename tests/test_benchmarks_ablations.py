@@ -267,13 +267,13 @@ def test_an_interrupted_command_goes_on_within_the_epoch_and_ends_as_if_it_had_n
             start(prepared_phantoms, weights, out, names=["average"], seeds=1)
     with pytest.raises(InputError, match="not complete; run the same command again"):
         load_findings([out])
-    assert json.loads((out / "manifest.json").read_text())["verdicts"]["pooling"] == "Averaging: not measured yet."
+    assert json.loads((out / "manifest.json").read_text())["verdicts"]["pooling"] == "average not measured yet."
     start(prepared_phantoms, weights, out, names=["average"], seeds=1)
     assert steps == [*[(False, 0)] * STEPS, *[(True, 0)] * STEPS]
     for name in ("base", "average"):
         file = f"predictions-{name}-seed0.csv"
         assert (out / file).read_bytes() == (finished / file).read_bytes()
-    assert "start: A random start: not measured yet." in "; ".join(
+    assert "start: random not measured yet." in "; ".join(
         f"{question}: {said}" for question, said in load_findings([out]).ablations[0].manifest["verdicts"].items()
     )
 
