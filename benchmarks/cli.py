@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.strerror or "reading or writing failed"
         print(f"error: {reason}: check the folder that is written to and the room on its disk.", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept by the commands that go on where they stopped.", file=sys.stderr)
+        return 130
     print(message)
     return 0
 
@@ -145,6 +148,21 @@ def _parser() -> argparse.ArgumentParser:
         "--changed", type=int, default=256, metavar="N", help="hands turned, mirrored, cut off (default: %(default)s)"
     )
     gate.set_defaults(run=_gate)
+
+    ablations = commands.add_parser(
+        "ablations", help="train arms that differ from a base arm in one choice each; hours, goes on where it stopped"
+    )
+    ablations.add_argument("dataset", help="folder written by `boneage prepare`, or the Hub id of one")
+    ablations.add_argument(
+        "--initial-weights", required=True, metavar="FILE", help="ImageNet weights made by `boneage convert-lite0`"
+    )
+    ablations.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets ablations.csv and predictions")
+    ablations.add_argument("--arms", nargs="+", metavar="NAME", help="only these, and the base arm (default: all)")
+    ablations.add_argument(
+        "--seeds", type=int, choices=(1, 2), help="default: 1, and 2 where an arm is within 0.3 month of the base arm"
+    )
+    ablations.add_argument("--mixed-precision", choices=("no", "bf16"), default="bf16")
+    ablations.set_defaults(run=_ablations)
 
     for command in (stress, attention, gate):
         command.add_argument("checkpoint", help='folder, Hub id, or "default"')
@@ -347,6 +365,21 @@ def _gate(arguments: argparse.Namespace) -> str:
             out=arguments.out,
             split=arguments.split,
             changed_images=arguments.changed,
+        )
+    )
+
+
+def _ablations(arguments: argparse.Namespace) -> str:
+    from .ablations import ablate
+
+    return str(
+        ablate(
+            arguments.dataset,
+            initial_weights=arguments.initial_weights,
+            out=arguments.out,
+            names=arguments.arms,
+            seeds=arguments.seeds,
+            mixed_precision=arguments.mixed_precision,
         )
     )
 

@@ -26,6 +26,7 @@ TABLES = {
     "stress": "stress.csv",
     "attention": "attention.csv",
     "gate": "gate.csv",
+    "ablations": "ablations.csv",
     "speed": "speed.csv",
     "training-speed": "training.csv",
 }
@@ -35,6 +36,10 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "stress": ("kind", "setting", "n", "unchanged_mae_months", "mae_months", "mae_change_holm_p"),
     "attention": ("part", "third", "region", "tolerance_cells", "n"),
     "gate": ("kind", "n", "originals", "refused", "warned"),
+    "ablations": (
+        *("question", "arm", "changes", "seed", "epochs", "best_epoch", "image_size", "minutes", "core_hours"),
+        *("images_per_second", "n", "mae_low_months", "mae_months", "mae_high_months", "verdict"),
+    ),
     "speed": ("system", "what", "image_size", "batch", "precision", "threads", "median_ms", "p95_ms"),
     "training-speed": ("images_from", "images_per_second"),
 }
@@ -42,6 +47,7 @@ _SHARES: dict[str, tuple[str, ...]] = {
     "stress": ("moved_over_6_months", "moved_over_12_months", "unchanged_significant_errors", "significant_errors"),
     "attention": ("energy", "area_share", "gaussian_share", "shuffled_cells_share", "other_map_share"),
     "gate": ("refused_share",),
+    "ablations": (),
     "speed": (),
     "training-speed": (),
 }
@@ -50,6 +56,7 @@ _ORDERED: dict[str, tuple[str, ...]] = {
     "stress": ("mae_change_low_months", "mae_change_months", "mae_change_high_months"),
     "attention": ("energy_low", "energy", "energy_high"),
     "gate": ("refused_low", "refused_share", "refused_high"),
+    "ablations": ("difference_low_months", "difference_months", "difference_high_months"),
     "speed": ("median_ms", "p95_ms"),
     "training-speed": (),
 }
@@ -57,7 +64,7 @@ _ORDERED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A test of stress, attention or the gate, or a measurement of speed: its folder's name, manifest and table."""
+    """A test of stress, attention or the gate, ablations, or times: the folder's name, manifest and table."""
 
     folder: str
     manifest: Mapping[str, Any]
@@ -74,6 +81,7 @@ class Findings:
     stress: tuple[Study, ...] = ()
     attention: tuple[Study, ...] = ()
     gate: tuple[Study, ...] = ()
+    ablations: tuple[Study, ...] = ()
     speed: tuple[Study, ...] = ()
     training: tuple[Study, ...] = ()
 
@@ -137,6 +145,7 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
         stress=tuple(studies["stress"]),
         attention=tuple(studies["attention"]),
         gate=tuple(studies["gate"]),
+        ablations=tuple(studies["ablations"]),
         speed=tuple(studies["speed"]),
         training=tuple(studies["training-speed"]),
     )
@@ -151,7 +160,7 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
 
 
 def load_study(folder: Path, kind: str) -> Study:
-    """Read a folder of `stress`, `attention`, `gate` or `speed`.
+    """Read a folder of `stress`, `attention`, `gate`, `ablations` or `speed`.
 
     Raises:
         InputError: the table is not the one that was written, lacks a column, or holds what cannot be.
@@ -181,6 +190,10 @@ def load_study(folder: Path, kind: str) -> Study:
             )
     if hashlib.sha256(text.encode()).hexdigest() != manifest.get("table_sha256"):
         raise InputError(f"{where}: {name} is not the one that manifest.json is about; run again.")
+    if kind == "ablations":
+        from .ablations import check_ablations
+
+        check_ablations(folder, manifest, table)
     return Study(folder=folder.name, manifest=manifest, table=table)
 
 
@@ -207,6 +220,10 @@ def check_findings(
         for folder in folders:
             if kind_of(folder) == "stress":
                 recompute_stress(folder, data)
+            elif kind_of(folder) == "ablations":
+                from .ablations import recompute_ablations
+
+                recompute_ablations(folder, load_study(folder, "ablations"), data)
     return found
 
 

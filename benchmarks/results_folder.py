@@ -98,15 +98,15 @@ def load_result(folder: str | Path) -> Result:
 
 
 def read_predictions(path: Path, where: str) -> pd.DataFrame:
-    """`id` and `predicted_months` of a predictions.csv; anything else in it is refused."""
+    """`id` and `predicted_months` of a file of predictions; anything else in it is refused."""
     try:
         table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
     except (OSError, ValueError):
-        raise InputError(f"{where}: predictions.csv cannot be read as a table; run again.") from None
+        raise InputError(f"{where}: {path.name} cannot be read as a table; run again.") from None
     if list(table.columns) != ["id", "predicted_months"]:
-        raise InputError(f"{where}: predictions.csv must have the columns id,predicted_months and nothing else.")
+        raise InputError(f"{where}: {path.name} must have the columns id,predicted_months and nothing else.")
     if table.empty or table["id"].duplicated().any() or (table["id"] == "").any():
-        raise InputError(f"{where}: predictions.csv is empty, lacks an id or repeats one; keep one row per image.")
+        raise InputError(f"{where}: {path.name} is empty, lacks an id or repeats one; keep one row per image.")
     months = pd.to_numeric(table["predicted_months"], errors="coerce").to_numpy(dtype=np.float64)
     if not np.isfinite(months).all():
         missing = np.count_nonzero(~np.isfinite(months))
