@@ -503,7 +503,7 @@ def draw_shares(figure: Any, table: pd.DataFrame) -> None:
         right, {f"{row.part}\n{row.third}": row for row in groups.itertuples()}, "all boxes, by part and age third"
     )
     left.set_ylabel("share inside boxes widened by half a cell")
-    left.legend(fontsize=8, frameon=False)
+    left.legend(fontsize=8, facecolor="white", framealpha=1, edgecolor="none")
 
 
 def _draw_marks(axis: Any, rows: Mapping[str, Any], title: str) -> None:

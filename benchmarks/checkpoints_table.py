@@ -1,4 +1,4 @@
-"""The table of the packaged checkpoints in README.md, from their `metrics.json`, their files and a measured speed."""
+"""The table of the shipped checkpoints in README.md, from their `metrics.json`, their files and a measured speed."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from boneage_hf.files import write_text
 from boneage_hf.hub import DEFAULT_CHECKPOINT, checkpoint_revision, load_pipeline, trained_on_rsna
 
 RESULTS = Path(__file__).parent / "results"
+CLONE = Path(__file__).parent.parent
 NOT_MEASURED = "not measured"
 
 #: What stands around the table in README.md.
@@ -37,23 +38,26 @@ class Latency:
         return f"{self.milliseconds:.0f} ms ({self.what.removeprefix('file to months, ')}, {self.threads} threads)"
 
 
-def packaged_checkpoints() -> list[Path]:
-    """Folders of the checkpoints in the package that have measured results."""
-    return sorted(path.parent for path in DEFAULT_CHECKPOINT.parent.glob("*/metrics.json"))
+def shipped_checkpoints() -> list[Path]:
+    """Folders with measured results: in the package, then, in a clone, in `checkpoints/` of the repository."""
+    places = [DEFAULT_CHECKPOINT.parent]
+    if (CLONE / "pyproject.toml").is_file():  # beside an installed package lies what others have installed
+        places.append(CLONE / "checkpoints")
+    return [path.parent for place in places for path in sorted(place.glob("*/metrics.json"))]
 
 
 def checkpoints_text(folders: list[Path] | None = None, *, results: Path = RESULTS) -> str:
     """Table and the sentence under it, as README.md holds them.
 
     Args:
-        folders: checkpoint folders with a `metrics.json`; those of the package by default.
+        folders: checkpoint folders with a `metrics.json`; by default [`shipped_checkpoints`].
         results: folder of result folders, where a `speed.csv` of these very weights gives the latency.
 
     Raises:
         InputError: a metrics.json is of other weights.
     """
     rows, notes = [_HEADER, ("---",) * len(_HEADER)], []
-    for folder in packaged_checkpoints() if folders is None else folders:
+    for folder in shipped_checkpoints() if folders is None else folders:
         measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         pipe = load_pipeline(folder, device="cpu")
         if measured["revision"] != checkpoint_revision(pipe):

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
-    checkpoints = commands.add_parser("checkpoints", help="the table of the packaged checkpoints, as README.md has it")
+    checkpoints = commands.add_parser("checkpoints", help="the table of the shipped checkpoints, as README.md has it")
     checkpoints.add_argument("--write", type=Path, metavar="README", help="put it into this file, between its marks")
     checkpoints.set_defaults(run=_checkpoints)
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from boneage_hf.splits import fingerprint
 
 from .compare import Comparison, compare_results, comparison_of
 from .measured import MeasuredResult
-from .results_folder import Result, check_rows, load_result, recompute
+from .results_folder import Result, check_rows, first_difference, load_result, recompute
 
 #: Kind of folder (`task` of its manifest; a run has none) -> its table.
 TABLES = {
@@ -224,7 +224,40 @@ def check_findings(
                 from .ablations import recompute_ablations
 
                 recompute_ablations(folder, load_study(folder, "ablations"), data)
+        for comparison in found.comparisons:
+            recompute_comparison(comparison, found.runs, data)
     return found
+
+
+def recompute_comparison(comparison: Comparison, runs: Sequence[Result], data: str | Path) -> None:
+    """Make the paired tests again from the predictions and the user's labels.
+
+    Raises:
+        InputError: a run of the comparison is not among `runs`, or a figure differs.
+    """
+    compared = {run.metrics["predictions_sha256"]: run for run in runs}
+    if not comparison.digests <= set(compared):
+        raise InputError(
+            f"the comparison under {comparison.protocol} cannot be made again without its runs: name them too."
+        )
+    again = compare_results([compared[digest] for digest in sorted(comparison.digests)], data)
+    # Figures alone: which names tell runs apart may depend on the order of the folders.
+    found = first_difference(_figures(comparison), _figures(again), tolerance=1e-4)
+    if found is not None:
+        name, old, new = found
+        raise InputError(
+            f"the comparison under {comparison.protocol}: {name} is {old} in its folder and {new} from the "
+            "predictions; compare again."
+        )
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    standings = [(one.predictions_sha256, one.mae_months, one.rank, one.leakage) for one in comparison.standings]
+    digests = {one.system: one.predictions_sha256 for one in comparison.standings}
+    pairs = [
+        {**asdict(pair), "better": digests[pair.better], "other": digests[pair.other]} for pair in comparison.pairs
+    ]
+    return {"n": comparison.n, "standings": standings, "pairs": pairs}
 
 
 def check_report(folder: Path) -> None:

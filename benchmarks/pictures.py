@@ -7,6 +7,8 @@ import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from .attention import draw_shares
 from .findings import Study
 from .results_folder import Result
 from .statistics import ALPHA, bland_altman
-from .stress import KINDS, luminance
+from .stress import DARK, KINDS, luminance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -235,11 +237,11 @@ def draw_stress(studies: Mapping[str, Study]) -> str:
                     text = f"{value:+.2f}" if column.startswith("mae") else f"{100 * value:.1f} %"
                     if column.startswith("mae") and float(p_values[name]) >= ALPHA:
                         text += " n.s."
-                    ink = "white" if luminance(colour) < 0.35 else "black"
+                    ink = "white" if luminance(colour) < DARK else "black"
                     axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
                     axis.text(place + 0.5, row + 0.52, text, ha="center", va="center", fontsize=7.5, color=ink)
             axis.set(xlim=(0, len(studies)), ylim=(len(names), 0), title=title)
-            axis.set_xticks(np.arange(len(studies)) + 0.5, [_wrapped(name, 18) for name in studies], fontsize=7.5)
+            axis.set_xticks(np.arange(len(studies)) + 0.5, [_wrapped(name, 15) for name in studies], fontsize=7.5)
             axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7.5)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
@@ -254,74 +256,80 @@ def draw_stress(studies: Mapping[str, Study]) -> str:
         str(name): str(kind) for study in studies.values() for name, kind in study.table[["setting", "kind"]].values
     }
     names = [name for kind in KINDS for name, own in every.items() if own == kind]
-    return _svg(draw, size=(4.4 + 2.2 * max(2, len(studies)), 1.3 + 0.25 * len(names)))
+    return _svg(draw, size=(3.4 + 1.7 * max(2, len(studies)), 1.3 + 0.21 * len(names)))
 
 
-def draw_attention(studies: Mapping[str, Study]) -> str:
-    """Energy inside the boxes against its four rivals, by region and by part and age third; a row per system."""
+def draw_attention(name: str, study: Study) -> str:
+    """Energy inside the boxes against its four rivals, by region and by part and age third."""
 
     def draw(figure: "Figure") -> None:
-        parts: Any = figure.subfigures(len(studies), 1, squeeze=False)
-        for part, (name, study) in zip(parts[:, 0], studies.items(), strict=True):
-            draw_shares(part, study.table)
-            part.suptitle(name, fontsize=9)
+        draw_shares(figure, study.table)
+        figure.suptitle(name, fontsize=9)
 
-    return _svg(draw, size=(11, 4.1 * len(studies)))
+    return _svg(draw, size=(11, 4.1))
 
 
 def draw_cost(systems: Sequence[Costed]) -> str:
     """MAE against GFLOP, left, and against milliseconds, right; the costs on a logarithmic scale."""
+    return _svg(partial(draw_cost_into, systems=systems), size=(11, 4.6 + 0.35 * -(-len(systems) // 3)))
 
-    def draw(figure: "Figure") -> None:
-        from matplotlib.ticker import LogLocator, NullFormatter
 
-        axes = figure.subplots(1, 2, sharey=True)
-        own = [one for one in systems if not one.cited]
-        for axis, measure in zip(axes, ("gflop", "milliseconds"), strict=True):
-            for index, one in enumerate([*own, *(one for one in systems if one.cited)]):
-                cost = getattr(one, measure)
-                colour, marker, _ = STYLES[index % len(STYLES)] if not one.cited else ("#666666", "o", "")
-                axis.plot(
-                    cost, one.mae, marker, color=colour, markersize=7, markerfacecolor="none" if one.cited else colour
-                )
-                shown = f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"
-                sign = "\N{GREATER-THAN OR EQUAL TO} " if one.at_least else ""
-                note = f"{_wrapped(one.name, 24)}\n{one.mae:.2f} at {sign}{shown}{', cited' if one.cited else ''}"
+def draw_cost_into(figure: "Figure", systems: Sequence[Costed]) -> None:
+    """As [`draw_cost`], into a figure of matplotlib."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes = figure.subplots(1, 2, sharey=True)
+    own, cited = ([one for one in systems if one.cited is kind] for kind in (False, True))
+    # A name beside each point would hide its neighbour where two cost alike: the legend holds them.
+    looks = [
+        *((one, {"color": colour, "marker": marker}) for one, (colour, marker, _) in zip(own, cycle(STYLES))),
+        *(
+            (one, {"color": "#444444", "marker": marker, "markerfacecolor": "none"})
+            for one, (_, marker, _) in zip(cited, cycle(STYLES))
+        ),
+    ]
+    for axis, measure in zip(axes, ("gflop", "milliseconds"), strict=True):
+        for one, look in looks:
+            cost = getattr(one, measure)
+            axis.plot(cost, one.mae, linestyle="", markersize=7, zorder=3, **look)
+            if one.at_least:
                 axis.annotate(
-                    note,
-                    (cost, one.mae),
-                    xytext=(0, 8),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=colour if not one.cited else "#444444",
-                    ha="center",
-                    va="bottom",
+                    "",
+                    (cost * 1.45, one.mae),
+                    (cost * 1.08, one.mae),
+                    arrowprops={"arrowstyle": "->", "color": "#444444"},
                 )
-                if one.at_least:
-                    axis.annotate(
-                        "",
-                        (cost * 1.45, one.mae),
-                        (cost * 1.08, one.mae),
-                        arrowprops={"arrowstyle": "->", "color": colour},
-                    )
-            costs = [getattr(one, measure) for one in systems]
-            axis.set_xscale("log")
-            axis.set_xlim(min(costs) / 3, max(costs) * 3)
-            axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_ylim(0, 1.3 * max(one.mae for one in systems))
-            axis.grid(**_GRID)
-            axis.set_axisbelow(True)
-            axis.spines[["top", "right"]].set_visible(False)
-        axes[0].set(xlabel="GFLOP per image", ylabel="MAE (months)")
-        axes[1].set_xlabel("milliseconds per image on the CPU (network alone, batch 1, fp32)")
-        if any(one.cited for one in systems):
-            figure.suptitle(
-                "hollow: cited MAE from another test set, cost measured here; compares with no other point", fontsize=9
-            )
+        costs = [getattr(one, measure) for one in systems]
+        axis.set_xscale("log")
+        axis.set_xlim(min(costs) / 3, max(costs) * 3)
+        axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylim(0, 1.1 * max(one.mae for one in systems))
+        axis.grid(**_GRID)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set(xlabel="GFLOP per image", ylabel="MAE (months)")
+    axes[1].set_xlabel("milliseconds per image on the CPU (network alone, batch 1, fp32)")
+    handles = [
+        Line2D([], [], linestyle="", markersize=7, label=f"{_wrapped(one.name, 52)}\n{_costs(one)}", **look)
+        for one, look in looks
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
+    if cited:
+        figure.suptitle(
+            "hollow: cited MAE from another test set, cost measured here; compares with no other point", fontsize=9
+        )
 
-    return _svg(draw, size=(11, 4.8))
+
+def _costs(one: Costed) -> str:
+    sign = "\N{GREATER-THAN OR EQUAL TO} " if one.at_least else ""
+    gflop, milliseconds = (
+        f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (one.gflop, one.milliseconds)
+    )
+    cited = "cited: " if one.cited else ""
+    return f"{cited}{one.mae:.2f} months, {sign}{gflop} GFLOP, {sign}{milliseconds} ms"
 
 
 def _wrapped(name: str, width: int = 30) -> str:

@@ -33,11 +33,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
+    """`upright`: printed on pages of their own in portrait, for what is taller than wide."""
+
     heading: str
     paragraphs: tuple[str, ...] = ()
     table: Table | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    upright: bool = False
 
 
 def to_markdown(sections: Sequence[Section]) -> str:
@@ -75,23 +78,33 @@ p, li { max-width: 46rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .875rem; }
 .wide { min-width: 64rem; }
 caption { text-align: left; font-weight: 600; padding: .4rem 0; }
+caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 3rem); }
 th, td { border-bottom: 1px solid #bbb; padding: .35rem .6rem; text-align: left; vertical-align: top; }
+.wide th, .wide td { padding: .35rem .45rem; }
 thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; min-width: 3.5rem; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; }
+img { display: block; max-width: 100%; height: auto; }
 .unconfirmed { font-weight: 600; font-style: italic; }
 a { color: #0b4aa2; overflow-wrap: anywhere; }
+@media screen and (max-width: 48rem) {
+  img { max-width: none; width: 48rem; }
+  tbody th { position: sticky; left: 0; background: #fff; }
+}
 @media print {
   @page { size: A4 landscape; margin: 12mm; }
+  @page upright { size: A4 portrait; }
+  .upright { page: upright; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 8pt; min-width: 0; }
-  .wide { width: 100%; }
+  table { font-size: 8pt; }
+  .wide { min-width: 0; width: 100%; }
   .scroll { overflow: visible; }
-  h2, caption { break-after: avoid; }
-  tr, figure { break-inside: avoid; }
-  img { max-height: 170mm; }
+  h2, caption, thead, tbody tr:first-child, p:has(+ .scroll), p:has(+ figure) { break-after: avoid; }
+  tbody tr:last-child { break-before: avoid; }
+  tr, figure, p { break-inside: avoid; }
+  img { max-height: 165mm; }
+  .upright img { max-height: 225mm; }
   thead { display: table-header-group; }
   a { color: inherit; }
 }
@@ -106,7 +119,8 @@ def to_html(sections: Sequence[Section], drawn: Mapping[str, str] | None = None)
     """
 
     def text(raw: str) -> str:
-        return re.sub(r"https://doi\.org/[^\s<]+", r'<a href="\g<0>">\g<0></a>', html.escape(raw))
+        # A full stop, comma or closing bracket behind a link belongs to the sentence.
+        return re.sub(r"https://doi\.org/[^\s<]*[^\s<.,;:)]", r'<a href="\g<0>">\g<0></a>', html.escape(raw))
 
     title = text(sections[0].heading)
     parts = [
@@ -118,13 +132,17 @@ def to_html(sections: Sequence[Section], drawn: Mapping[str, str] | None = None)
     ]
     for index, section in enumerate(sections):
         level = "h1" if index == 0 else "h2"
-        parts.append(f"<section><{level}>{text(section.heading)}</{level}>")
+        parts.append('<section class="upright">' if section.upright else "<section>")
+        parts.append(f"<{level}>{text(section.heading)}</{level}>")
         parts += [f"<p>{text(paragraph)}</p>" for paragraph in section.paragraphs]
         for picture in section.pictures:
             svg = drawn[picture.name] if drawn is not None else picture.draw()
             content = base64.b64encode(svg.encode()).decode()
             alt = html.escape(picture.alt)
-            parts.append(f'<figure><img alt="{alt}" src="data:image/svg+xml;base64,{content}"></figure>')
+            parts.append(
+                f'<figure class="scroll" role="region" tabindex="0" aria-label="Picture {picture.name}">'
+                f'<img alt="{alt}" src="data:image/svg+xml;base64,{content}"></figure>'
+            )
         if section.table is not None:
             parts += _html_table(section.table, f"table-{index}", text)
         if section.notes:
@@ -155,7 +173,7 @@ def _html_table(table: Table, name: str, text: Callable[[str], str]) -> list[str
     # A scrolling region must be reachable by keyboard and have a name.
     return [
         f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}">',
-        f'<table{wide}><caption id="{name}">{text(table.caption)}</caption>',
+        f'<table{wide}><caption id="{name}"><span>{text(table.caption)}</span></caption>',
         f"<thead><tr>{heads}</tr></thead><tbody>",
         *(
             f"<tr>{''.join(cell(column, raw) for column, raw in zip(table.columns, row, strict=True))}</tr>"

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from boneage_hf.errors import InputError
-from boneage_hf.metrics import MEASURES, error_metrics, match_by_id
+from boneage_hf.metrics import MEASURES, by_group, error_metrics, error_over_age, match_by_id
 
 from .measured import RESULTS, MeasuredResult, result_of
 from .protocol import PROTOCOLS, Protocol, is_sha256
-from .run import load_test_set
+from .run import load_test_set, over_age
 
 FILES = ("manifest.json", "metrics.json", "predictions.csv")
 
@@ -124,24 +124,53 @@ def matched_errors(result: Result, references: pd.DataFrame) -> np.ndarray:
 
 
 def recompute(result: Result, data: str | Path) -> None:
-    """Measure the predictions again against the user's labels.
+    """Measure the predictions again against the user's labels: errors, groups, slopes, limits of agreement, the claim
+    about ages. Coverage is left out: ends of intervals are not in predictions.csv.
 
     Raises:
-        InputError: a measure or an end of its interval differs from metrics.json by more than 1e-6.
+        InputError: a figure differs from metrics.json by more than 1e-6; the message names it.
     """
     test = load_test_set(result.protocol, data)
     table = match_by_id(result.predictions, test.references)
-    again = error_metrics(table["predicted_months"], table["reference_months"])
-    for key in MEASURES:
-        stated = [result.metrics["metrics"].get(key), *(result.metrics["metrics"].get(f"{key}_ci95") or [None, None])]
-        for old, new in zip(stated, [again[key], *again[f"{key}_ci95"]], strict=True):
-            if (old is None) != (new is None) or (
-                old is not None and not math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-6)
-            ):
-                raise InputError(
-                    f"result folder {result.folder}: {key} is {old} in metrics.json and {new} from its predictions; "
-                    "run again."
-                )
+    predicted, reference = table["predicted_months"].to_numpy(), table["reference_months"].to_numpy()
+    groups = by_group(predicted, reference, sex=table["sex"].tolist())
+    again = {
+        "metrics": error_metrics(predicted, reference),
+        "groups": groups.to_dict(orient="records"),
+        "error_over_age": error_over_age(predicted, reference),
+        **over_age(table),
+    }
+    found = first_difference(result.metrics, again)
+    if found is not None:
+        name, old, new = found
+        raise InputError(
+            f"result folder {result.folder}: {name} is {old} in metrics.json and {new} from its predictions; "
+            "run again."
+        )
+
+
+def first_difference(old: Any, new: Any, *, name: str = "", tolerance: float = 1e-6) -> tuple[str, Any, Any] | None:
+    """Name and both values of the first figure of `new` that `old` does not hold; None where it holds all.
+
+    Args:
+        old, new: numbers, texts and None in mappings and sequences; NaN in `new` stands for None, as JSON has none.
+    """
+    if isinstance(new, Mapping):
+        parts = [(str(key), old.get(key) if isinstance(old, Mapping) else None, value) for key, value in new.items()]
+    elif isinstance(new, (list, tuple)):
+        if not isinstance(old, (list, tuple)) or len(old) != len(new):
+            return name, old, new
+        parts = [(f"{name}[{index}]", *pair) for index, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        if isinstance(new, float) and math.isnan(new):
+            new = None
+        if isinstance(old, (int, float)) and isinstance(new, (int, float)):
+            same = math.isclose(old, new, rel_tol=tolerance, abs_tol=tolerance)
+        else:
+            same = bool(old == new)
+        return None if same else (name, old, new)
+    found = (first_difference(one, other, name=part, tolerance=tolerance) for part, one, other in parts)
+    return next((difference for difference in found if difference is not None), None)
 
 
 def result_folders(results: Path = RESULTS) -> list[Path]:

@@ -298,6 +298,7 @@ def _stress_sections(findings: Findings, names: Mapping[str, str]) -> list[Secti
                 "A change of the MAE can hide moves that cancel: read the shares beside it.",
             ),
             pictures=(Picture("stress", alt, partial(pictures.draw_stress, named)),),
+            upright=True,
         )
     ]
     columns = ("Setting", "MAE change", "p with Holm", "Moved > 6", "Moved > 12", "Errors > 24, before", "after")
@@ -330,7 +331,6 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
     if not findings.attention:
         return []
     named = _study_names(findings.attention, findings, names)
-    alt = "Share of the attention map's energy inside experts' boxes against four rivals, by region and by age third"
     sections = [
         Section(
             "Attention",
@@ -342,7 +342,6 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
                 "another "
                 "radiograph. A finger joint is smaller than a cell, so nothing here tells which joint a map looks at.",
             ),
-            pictures=(Picture("attention", alt, partial(pictures.draw_attention, named)),),
         )
     ]
     columns = ("Part", "Third of the age", "Region", "n", "Energy", "Area", "Gaussian", "Shuffled", "Other map")
@@ -371,7 +370,9 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
             f"{'not known' if seen is None else 'yes' if seen else 'no'}.",
         )
         table = Table(f"{name}: energy inside boxes, half a cell of tolerance", columns, rows, frozenset(columns[3:]))
-        sections.append(Section(f"Attention of {name}", paragraphs, table))
+        alt = f"Share of the energy of {name} inside experts' boxes against four rivals, by region and by age third"
+        drawn = Picture(f"attention-{study.folder}", alt, partial(pictures.draw_attention, name, study))
+        sections.append(Section(f"Attention of {name}", paragraphs, table, pictures=(drawn,)))
     return sections
 
 
@@ -379,8 +380,19 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
 
 
 def _gate_sections(findings: Findings, names: Mapping[str, str]) -> list[Section]:
+    if not findings.gate:
+        return []
+    sections = [
+        Section(
+            "Quality gate",
+            (
+                "What the quality gate refuses to answer: images of the test split as they are and changed, and "
+                "pictures that are no hand. Intervals are those of Clopper and Pearson; views of one original are not "
+                "independent, so the number of originals stands beside them.",
+            ),
+        )
+    ]
     columns = ("Pictures", "n", "Originals", "Refused", "95 % exact interval", "Only warned of")
-    sections = []
     for name, study in _study_names(findings.gate, findings, names).items():
         rows = tuple(
             (
@@ -392,14 +404,9 @@ def _gate_sections(findings: Findings, names: Mapping[str, str]) -> list[Section
             )
             for row in study.table.to_dict(orient="records")
         )
-        paragraphs = (
-            "What the quality gate refuses to answer: images of the test split as they are and changed, and pictures "
-            "that are no hand. Intervals are those of Clopper and Pearson; views of one original are not independent, "
-            "so the number of originals stands beside them.",
-            " ".join(f"{verdict[0].upper()}{verdict[1:]}." for verdict in study.manifest["verdicts"]),
-        )
+        paragraph = " ".join(f"{verdict[0].upper()}{verdict[1:]}." for verdict in study.manifest["verdicts"])
         table = Table(f"Refused by {name}", columns, rows, frozenset((*columns[1:4], columns[5])))
-        sections.append(Section("Quality gate", paragraphs, table))
+        sections.append(Section(f"Quality gate of {name}", (paragraph,), table))
     return sections
 
 

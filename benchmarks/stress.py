@@ -483,7 +483,7 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
                 axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
                 text = f"{value:+.2f}" if values is changes else f"{100 * value:.1f} %"
                 text += " n.s." if values is changes and p_values[setting.name] >= ALPHA else ""
-                ink = "white" if luminance(colour) < 0.35 else "black"
+                ink = "white" if luminance(colour) < DARK else "black"
                 axis.text(place + 0.5, row + 0.36, setting.label, ha="center", va="center", fontsize=7, color=ink)
                 axis.text(
                     place + 0.5, row + 0.68, text, ha="center", va="center", fontsize=8, color=ink, weight="bold"
@@ -494,6 +494,10 @@ def heat_map(table: pd.DataFrame, *, settings: Sequence[Setting] = SETTINGS) -> 
         axis.spines[:].set_visible(False)
         figure.colorbar(ScalarMappable(norm, colours), ax=axis, fraction=0.02, pad=0.01, format="%g")
     return figure
+
+
+#: Relative luminance at which black and white text have the same contrast: (L + 0.05)^2 = 1.05 * 0.05 (WCAG 2).
+DARK = 0.179
 
 
 def luminance(colour: tuple[float, ...]) -> float:

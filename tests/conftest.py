@@ -125,6 +125,20 @@ def prepared_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prepared_rsna(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared data set of `BONEAGE_PREPARED_DIR`, or else `BONEAGE_RSNA_DIR` prepared, which takes minutes."""
+    folder = os.environ.get("BONEAGE_PREPARED_DIR")
+    if folder:
+        return Path(folder)
+    source = request.getfixturevalue("rsna_dir")
+    from boneage_hf.data import prepare
+
+    out = tmp_path_factory.mktemp("rsna") / "prepared"
+    prepare(source, out, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
 def rsna_dir() -> Path:
     """A folder in the layout of the RSNA challenge, for development tests on real radiographs."""
     folder = os.environ.get("BONEAGE_RSNA_DIR")

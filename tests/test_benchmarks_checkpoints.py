@@ -1,4 +1,4 @@
-"""The table of packaged checkpoints."""
+"""The table of the shipped checkpoints."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from make_tiny_checkpoint import CHECKPOINT
 
+from benchmarks import checkpoints_table
 from benchmarks.checkpoints_table import END, NOT_MEASURED, START, checkpoints_text, latency_of, write_into
 from benchmarks.cli import main
 from boneage_hf.errors import InputError
@@ -49,6 +50,21 @@ def test_a_latency_that_was_not_measured_of_these_weights_is_said_to_be_missing(
     speed(tmp_path, "0" * 12)
     assert f"| {NOT_MEASURED} |" in checkpoints_text([measured], results=tmp_path)
     assert latency_of("1" * 12, tmp_path) is None
+
+
+def test_checkpoints_of_the_repository_follow_those_of_the_package(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints_table, "CLONE", tmp_path)
+    monkeypatch.setattr(checkpoints_table, "DEFAULT_CHECKPOINT", tmp_path / "package" / "tiny")
+    shutil.copytree(measured, tmp_path / "package" / "tiny")
+    shutil.copytree(measured, tmp_path / "checkpoints" / "a-larger-one")
+    assert [line.split("`")[1] for line in checkpoints_text().splitlines()[2:3]] == ["tiny"]
+    assert "a-larger-one" not in checkpoints_text()  # no clone: whose folder this is, nobody knows
+    (tmp_path / "pyproject.toml").touch()
+    lines = checkpoints_text().splitlines()
+    assert [line.split("`")[1] for line in lines[2:4]] == ["tiny", "a-larger-one"]
+    assert sum(line.startswith("`a-larger-one` by sex: girls") for line in lines) == 1
 
 
 def test_results_of_other_weights_are_refused(measured: Path, tmp_path: Path) -> None:

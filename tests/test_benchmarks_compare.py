@@ -1,5 +1,6 @@
 """Comparison: paired, corrected, and without a rank where none is supported."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -137,6 +138,25 @@ def test_a_changed_or_foreign_comparison_is_refused(
     assert "not that of manifest.json" in capsys.readouterr().err
     assert main([*arguments, str(folders[0])]) == 2
     assert "no comparison" in capsys.readouterr().err
+
+
+def test_a_comparison_is_made_again_from_the_predictions_and_the_labels(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    assert main(["compare", *map(str, folders), "--data", str(prepared_phantoms), "--out", str(out)]) == 0
+    again = ["check", *map(str, reversed(folders)), str(out), "--data", str(prepared_phantoms)]
+    assert main(again) == 0
+    assert main(["check", str(out), "--data", str(prepared_phantoms)]) == 2
+    assert "without its runs" in capsys.readouterr().err
+    table = pd.read_csv(out / "comparison.csv", dtype=str)
+    table["wilcoxon_p"] = "0.5"
+    (out / "comparison.csv").write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256((out / "comparison.csv").read_bytes()).hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest | {"table_sha256": digest}), encoding="utf-8")
+    assert main(again) == 2
+    assert "p_value is 0.5 in its folder" in capsys.readouterr().err
 
 
 def test_folders_of_unequal_protocols_are_not_compared(

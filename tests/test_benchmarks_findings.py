@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from test_benchmarks_report import findings_of, measured_row, noise, rows_of, section, sections_with
 
 from benchmarks import stress
@@ -19,6 +20,7 @@ from benchmarks.attention import RIVALS
 from benchmarks.cli import main
 from benchmarks.findings import Findings, Study, check_findings, kind_of, load_findings, load_study
 from benchmarks.measured import RESULTS
+from benchmarks.pictures import Costed, draw_cost_into
 from benchmarks.report import write_report
 from benchmarks.results_folder import result_folders
 from benchmarks.stress import SETTINGS, stress_checkpoint
@@ -126,7 +128,7 @@ def stress_study(revision: str) -> Study:
     return Study(folder="example-stress", manifest={**manifest, "unchanged_mae_months": 6.5}, table=table)
 
 
-def attention_study(revision: str) -> Study:
+def attention_study(revision: str, folder: str = "example-attention") -> Study:
     rows = [
         {"part": part, "third": third, "region": region, "tolerance_cells": 0.5, "n": 12}
         | {"energy": 0.4, "energy_low": 0.3, "energy_high": 0.5}
@@ -136,7 +138,7 @@ def attention_study(revision: str) -> Study:
         for region in ("all", "DIP", "Wrist")
     ]
     manifest = {"checkpoint": "example", "revision": revision, "n": 24, "grid": [7, 7], "verdict": "It is not so."}
-    return Study(folder="example-attention", manifest=manifest, table=pd.DataFrame(rows))
+    return Study(folder=folder, manifest=manifest, table=pd.DataFrame(rows))
 
 
 def speed_study(*revisions: str) -> Study:
@@ -167,7 +169,7 @@ def everything() -> Findings:
         runs=runs.runs,
         comparisons=runs.comparisons,
         stress=(stress_study(revisions[1]), stress_study("another")),
-        attention=(attention_study(revisions[1]),),
+        attention=(attention_study(revisions[1]), attention_study("another", folder="other-attention")),
         speed=(speed_study(revisions[1]),),
     )
 
@@ -176,7 +178,8 @@ def test_every_picture_of_the_report_is_drawn(everything: Findings, tmp_path: Pa
     rows = [measured_row("A", 24.0), measured_row("B", 3.0)]
     files = write_report(tmp_path, measured=rows, findings=everything)
     pictures = [path for path in files if path.suffix == ".svg"]
-    assert {path.stem for path in pictures} == {"ranking", "age", "stress", "attention", "cost"}
+    attention = {"attention-example-attention", "attention-other-attention"}
+    assert {path.stem for path in pictures} == {"ranking", "age", "stress", "cost", *attention}
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     for path in pictures:
         assert path.read_text(encoding="utf-8").lstrip().startswith("<?xml")
@@ -206,6 +209,28 @@ def test_cost_pairs_measured_errors_with_measured_compute_and_marks_what_is_cite
     )
     assert (deeplasia["GFLOP"], deeplasia["Status"]) == ("at least 12.30", "cited MAE")
     assert (ianpan["System"], ianpan["Protocol of the MAE"]) == ("ianpan/bone-age", "rsna-test-200")
+
+
+def test_every_system_has_a_mark_of_its_own_and_its_figures_in_the_plot_of_cost() -> None:
+    systems = [Costed(name=f"system {n}", mae=7.0, gflop=110.0, milliseconds=500.0) for n in range(3)]
+    peer = Costed(name="peer", mae=4.0, gflop=12.0, milliseconds=250.0, cited=True, at_least=True)
+    figure = Figure(layout="constrained")
+    draw_cost_into(figure, [*systems, peer])
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries[:3] == [f"system {n}\n7.00 months, 110 GFLOP, 500 ms" for n in range(3)]
+    assert (
+        entries[3]
+        == "peer\ncited: 4.00 months, \N{GREATER-THAN OR EQUAL TO} 12 GFLOP, \N{GREATER-THAN OR EQUAL TO} 250 ms"
+    )
+    looks = {(line.get_marker(), line.get_color()) for line in figure.axes[0].lines}
+    assert len(looks) == 4
+    assert not figure.axes[0].texts or all(not text.get_text() for text in figure.axes[0].texts)
+
+
+@pytest.mark.parametrize("grey", [step / 40 for step in range(41)])
+def test_numbers_in_a_heat_map_have_the_ink_with_the_higher_contrast(grey: float) -> None:
+    light = stress.luminance((grey, grey, grey))
+    assert (light < stress.DARK) == (1.05 / (light + 0.05) > (light + 0.05) / 0.05)
 
 
 def test_cost_is_left_out_where_no_measured_system_was_timed(everything: Findings) -> None:

@@ -347,6 +347,26 @@ def test_the_page_can_be_read_aloud() -> None:
     assert set(reader.scopes) == {"col", "row"}
 
 
+def test_a_link_ends_before_the_punctuation_of_its_sentence() -> None:
+    page = to_html([Section("Links", ("(A, https://doi.org/10.1/a.b), then https://doi.org/10.1/c-d.",))])
+    assert re.findall(r'href="([^"]*)"', page) == ["https://doi.org/10.1/a.b", "https://doi.org/10.1/c-d"]
+
+
+def test_every_picture_can_be_scrolled_on_a_narrow_screen_and_by_keyboard() -> None:
+    page = to_html(sections_with(measured_row("A", 24.0), findings=findings_of(A=noise(30, 1), B=noise(4, 2))))
+    figures = re.findall(r"<figure[^>]*>", page)
+    assert len(figures) == 2
+    assert all('class="scroll" role="region" tabindex="0" aria-label="Picture ' in figure for figure in figures)
+
+
+def test_a_tall_section_is_printed_upright() -> None:
+    page = to_html([Section("Wide"), Section("Tall", upright=True)])
+    assert [found.split("<h")[0] for found in re.findall(r"<section.*\n<h\d", page)] == [
+        "<section>\n",
+        '<section class="upright">\n',
+    ]
+
+
 def test_the_page_and_the_markdown_hold_the_same_cells() -> None:
     sections = sections_with(measured_row("B|<b>", 9.0), measured_row("A", 12.0))
     tables = [found.table for found in sections if found.table is not None]

@@ -1,10 +1,13 @@
 """One run: what it writes, what it refuses, and that it goes on where it was stopped."""
 
+import copy
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from benchmarks import run
 from benchmarks.cli import main
 from benchmarks.findings import check_findings
 from benchmarks.protocol import PROTOCOLS, Protocol
-from benchmarks.results_folder import load_result, recompute, result_folders
+from benchmarks.results_folder import Result, load_result, recompute, result_folders
 from benchmarks.run import load_test_set, over_age, run_system
 from benchmarks.systems import System
 from boneage_hf.data import load_split
@@ -222,10 +225,36 @@ def test_two_processes_write_what_one_writes(prepared_phantoms: Path, protocol: 
     assert json.loads((tmp_path / "two" / "manifest.json").read_text(encoding="utf-8"))["processes"] == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda metrics: metrics["metrics"].update(mae_months=1.0), "mae_months"),
+        (lambda metrics: metrics["metrics"].update(mae_months_ci95=[1.0, 2.0]), r"mae_months_ci95\[0\]"),
+        (lambda metrics: metrics["groups"][-1].update(bias_months=0.5), "bias_months"),
+        (lambda metrics: metrics["groups"].pop(), "groups"),
+        (lambda metrics: metrics["bland_altman"].update(bias_months=0.5), "bias_months"),
+        (lambda metrics: metrics["error_over_age"].update(slope_over_reference=0.5), "slope_over_reference"),
+        (lambda metrics: metrics["equal_over_age"].update(verdict="as it should be"), "verdict"),
+    ],
+)
+def test_a_figure_that_does_not_follow_from_the_predictions_is_found(
+    prepared_phantoms: Path, counted: Result, change: Callable[[dict[str, Any]], None], name: str
+) -> None:
+    recompute(counted, prepared_phantoms)
+    metrics = copy.deepcopy(dict(counted.metrics))
+    change(metrics)
+    with pytest.raises(InputError, match=rf"{name} is .* in metrics\.json"):
+        recompute(dataclasses.replace(counted, metrics=metrics), prepared_phantoms)
+
+
+@pytest.fixture(scope="module")
+def counted(prepared_phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    out = tmp_path_factory.mktemp("counted") / "out"
+    run_system(Counting(), protocol=protocol_of(prepared_phantoms), data=prepared_phantoms, out=out, progress=False)
+    return load_result(out)
+
+
 @pytest.mark.development
-@pytest.mark.parametrize("folder", result_folders(), ids=lambda folder: folder.name)
-def test_committed_metrics_follow_from_committed_predictions(folder: Path) -> None:
-    prepared = os.environ.get("BONEAGE_PREPARED_DIR")
-    if not prepared:
-        pytest.skip("BONEAGE_PREPARED_DIR does not name the prepared data set that the results are about")
-    check_findings([folder], data=prepared)
+def test_committed_figures_follow_from_committed_predictions(prepared_rsna: Path) -> None:
+    """Runs, stress tests and comparisons; attention, gate and speed keep no predictions."""
+    check_findings(result_folders(), data=prepared_rsna)
