@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -282,17 +281,23 @@ def draw_cost_into(figure: "Figure", systems: Sequence[Costed]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     own, cited = ([one for one in systems if one.cited is kind] for kind in (False, True))
     # A name beside each point would hide its neighbour where two cost alike: the legend holds them.
-    looks = [
-        *((one, {"color": colour, "marker": marker}) for one, (colour, marker, _) in zip(own, cycle(STYLES))),
-        *(
-            (one, {"color": "#444444", "marker": marker, "markerfacecolor": "none"})
-            for one, (_, marker, _) in zip(cited, cycle(STYLES))
-        ),
+    looks: list[tuple[Costed, str, str]] = [  # system, colour, marker
+        *((one, STYLES[index % len(STYLES)][0], STYLES[index % len(STYLES)][1]) for index, one in enumerate(own)),
+        *((one, "#444444", STYLES[index % len(STYLES)][1]) for index, one in enumerate(cited)),
     ]
     for axis, measure in zip(axes, ("gflop", "milliseconds"), strict=True):
-        for one, look in looks:
+        for one, colour, marker in looks:
             cost = getattr(one, measure)
-            axis.plot(cost, one.mae, linestyle="", markersize=7, zorder=3, **look)
+            axis.plot(
+                cost,
+                one.mae,
+                linestyle="",
+                marker=marker,
+                markersize=7,
+                color=colour,
+                markerfacecolor="none" if one.cited else colour,
+                zorder=3,
+            )
             if one.at_least:
                 axis.annotate(
                     "",
@@ -313,8 +318,17 @@ def draw_cost_into(figure: "Figure", systems: Sequence[Costed]) -> None:
     axes[0].set(xlabel="GFLOP per image", ylabel="MAE (months)")
     axes[1].set_xlabel("milliseconds per image on the CPU (network alone, batch 1, fp32)")
     handles = [
-        Line2D([], [], linestyle="", markersize=7, label=f"{_wrapped(one.name, 52)}\n{_costs(one)}", **look)
-        for one, look in looks
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=marker,
+            markersize=7,
+            color=colour,
+            markerfacecolor="none" if one.cited else colour,
+            label=f"{_wrapped(one.name, 52)}\n{_costs(one)}",
+        )
+        for one, colour, marker in looks
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
     if cited:
