@@ -689,7 +689,8 @@ def visit(space: Space, chromium: Any) -> Iterator[Callable[..., Visit]]:
     visits = []
 
     def open_page(*, of: Space = space, size: dict[str, int] = DESKTOP, scheme: str = "light") -> Visit:
-        context = chromium.new_context(viewport=size, color_scheme=scheme, permissions=["clipboard-read"])
+        context = chromium.new_context(viewport=size, color_scheme=scheme)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(120_000)  # a busy machine is no failure
         page = context.new_page()
         seen = Visit(page, set(), [])
@@ -849,6 +850,7 @@ def test_reports_are_saved_and_leave_nothing_on_the_disk(
     months = format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"])
     seen.page.get_by_label("Name or number on the report").fill("Case $7$ <b>")
     content = seen.save("Save PDF")
+    SCREENSHOTS.mkdir(exist_ok=True)
     (SCREENSHOTS / "report.pdf").write_bytes(content)
     pages = pypdf.PdfReader(io.BytesIO(content)).pages
     assert len(pages) == 1
@@ -951,9 +953,14 @@ def test_an_image_that_the_gate_refuses_is_not_answered(
 
 
 @pytest.fixture(scope="module")
-def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    """A Space with the packaged checkpoint and its quality gate."""
-    with opened(load_pipeline(), tmp_path_factory.mktemp("packaged")) as space:
+def packaged_pipe() -> BoneAgePipeline:
+    return load_pipeline()
+
+
+@pytest.fixture
+def packaged(packaged_pipe: BoneAgePipeline, tmp_path: Path) -> Iterator[Space]:
+    """A Space with the packaged checkpoint and its quality gate; for one test: a process has one folder for uploads."""
+    with opened(packaged_pipe, tmp_path) as space:
         yield space
 
 
@@ -1059,11 +1066,12 @@ def test_nothing_shows_through_the_header_of_a_page_that_is_scrolled(visit: Call
         """() => [...document.querySelectorAll("#question [data-testid=block-info], #question label")].map((label) => {
           label.scrollIntoView({ block: "start" });
           const place = label.getBoundingClientRect();
-          const top = document.elementFromPoint(place.x + 5, place.y + 5);
-          return document.querySelector("#head").contains(top);
-        })"""
+          const head = document.querySelector("#head");
+          if (place.y + 5 > head.getBoundingClientRect().bottom - 2) return null;  // too far down to get there
+          return head.contains(document.elementFromPoint(place.x + 5, place.y + 5));
+        }).filter((found) => found !== null)"""
     )
-    assert len(covered) > 5
+    assert len(covered) > 3
     assert all(covered)
 
 
