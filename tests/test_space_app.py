@@ -959,7 +959,7 @@ def packaged_pipe() -> BoneAgePipeline:
 
 @pytest.fixture
 def packaged(packaged_pipe: BoneAgePipeline, tmp_path: Path) -> Iterator[Space]:
-    """A Space with the packaged checkpoint and its quality gate; for one test: a process has one folder for uploads."""
+    """With the packaged checkpoint and its quality gate; for one test, as a process has one folder for uploads."""
     with opened(packaged_pipe, tmp_path) as space:
         yield space
 
