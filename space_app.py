@@ -31,6 +31,7 @@ from boneage_hf.batch import read_table, rows_to_csv
 from boneage_hf.clinical import age_from_typed_dates, age_from_years_and_months, check_chronological_age
 from boneage_hf.errors import InputError
 from boneage_hf.phantom import draw, is_phantom, png_bytes
+from boneage_hf.quality import RefusedError
 from boneage_hf.radiograph import Prefill, read, read_prefill
 from boneage_hf.report import (
     DISCLAIMER,
@@ -42,10 +43,11 @@ from boneage_hf.report import (
     format_age,
     jpeg_data_uri,
     make_report,
+    provenance,
     report_as_json,
     report_file,
 )
-from boneage_hf.service import Reader, Reading, contradictions, display, timed_read
+from boneage_hf.service import UNCHECKED, Reader, Reading, contradictions, display, model_name, timed_read
 from boneage_hf.sex import Sex, parse_sex
 from boneage_hf.uploads import (
     MAX_UPLOAD_BYTES,
@@ -104,10 +106,10 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
     * `/predict` takes `file` (an upload), `sex` (`"female"`, `"male"`, or None: that of the DICOM header) and
       `chronological_age_months` (or None: that of the header). It answers with a JSON object: the keys of
-      `answer_as_json`, `bone_age` in words, `chronological_age_months`, `assessment`, `checks`, `corrections`,
-      `remarks`, `model`, `revision`, `notice`, `seconds` by stage, and `overlay`, a JPEG as a data URI.
+      `answer_as_json`, `bone_age` in words, `chronological_age_months`, `assessment`, `hand`, `checks`, `corrections`,
+      `remarks`, the keys of `report.provenance`, `seconds` by stage, and `overlay`, a JPEG as a data URI.
     * `/predict_batch` takes `files` (uploads, ZIP archives too), `table` (a CSV upload or None) and `sex` for all; it
-      answers with `rows` (the fields of `batch.BatchRow`) and `csv`.
+      answers with `rows` (the fields of `batch.BatchRow`), `csv` and the keys of `report.provenance`.
     * `/read_bone_age` takes `image`, a file as a data URI, `sex` and `chronological_age_months`; with the extra `mcp`
       it is a tool for language models.
 
@@ -116,7 +118,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         revision: of the weights, shown beside every answer.
     """
     reader = Reader(pipe)
-    model = reader.model_name()
+    model = model_name(pipe)
     held = HeldCases()
     waiting: dict[str, WaitingBatch] = {}
     drawings = [png_bytes(draw(example.age_months, example.sex, seed=7)) for example in EXAMPLES]
@@ -136,6 +138,9 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
     warm = reader.answer(read(drawings[0]), EXAMPLES[0].sex)
     warm_report = report_of(warm, 50.0, None, [])
     page.answer_html(warm_report, warm.seen, warm.colours, warm.answer["attention"])
+
+    def source() -> dict[str, str]:
+        return provenance(model=model, revision=revision, day=date.today())
 
     # --- one radiograph in the page ---------------------------------------------------------------------------------
 
@@ -182,7 +187,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         birth: str,
         study: str,
         request: gr.Request,
-    ) -> tuple[str, str, str, dict[str, Any], dict[str, Any]]:
+    ) -> tuple[Any, ...]:
         """The child's data -> problem, contradictions to the header, answer (emptied)."""
         case = held.get(str(request.session_hash))
         if case is not None:
@@ -194,31 +199,37 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         prefill = Prefill() if case is None else case.prefill
         return "", page.remark_html(contradictions(prefill, sex=sex, chronological_age_months=age)), *_no_answer()
 
-    def answer_page(
-        sex: Sex | None,
-        mode: str,
-        years: float | None,
-        months: float | None,
-        birth: str,
-        study: str,
-        hand: Hand | Literal[""],
-        request: gr.Request,
-    ) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-        """The child's data -> problem, answer."""
-        session = str(request.session_hash)
-        case = held.get(session)
-        try:
-            if case is None:
-                raise InputError(_NO_RADIOGRAPH)
-            age = _typed_age(mode, years, months, birth, study)
-            reading = reader.answer(case.radiograph, sex)
-            remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age)
-            report = report_of(reading, age, hand or None, remarks)
-        except InputError as error:
-            return page.problem_html(str(error), getattr(error, "quality", None)), *_no_answer()
-        held.hold(session, replace(case, report=report, overlay=reading.overlay()))
-        answer = page.answer_html(report, reading.seen, reading.colours, reading.answer["attention"])
-        return "", answer, gr.update(visible=True), gr.update(visible=True)
+    def answerer(*, check_quality: bool) -> Callable[..., Any]:
+        def answer_page(
+            sex: Sex | None,
+            mode: str,
+            years: float | None,
+            months: float | None,
+            birth: str,
+            study: str,
+            hand: Hand | Literal[""],
+            request: gr.Request,
+        ) -> tuple[Any, ...]:
+            """The child's data -> problem, answer."""
+            session = str(request.session_hash)
+            case = held.get(session)
+            try:
+                if case is None:
+                    raise InputError(_NO_RADIOGRAPH)
+                age = _typed_age(mode, years, months, birth, study)
+                reading = reader.answer(case.radiograph, sex, check_quality=check_quality)
+                remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age)
+                remarks += [] if check_quality else [UNCHECKED]
+                report = report_of(reading, age, hand or None, remarks)
+            except RefusedError as error:
+                return page.problem_html(str(error), error.quality), *_no_answer(may_insist=_may_be_a_hand(error))
+            except InputError as error:
+                return page.problem_html(str(error)), *_no_answer()
+            held.hold(session, replace(case, report=report, overlay=reading.overlay()))
+            answer = page.answer_html(report, reading.seen, reading.colours, reading.answer["attention"])
+            return "", answer, gr.update(visible=True), gr.update(visible=True), gr.update(visible=False)
+
+        return answer_page
 
     def saver(kind: str) -> Callable[..., Any]:
         def save(label: str, request: gr.Request) -> tuple[dict[str, str] | None, str]:
@@ -275,11 +286,11 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                 rows.append(row)
                 if time.monotonic() - shown_at >= _TABLE_SECONDS and len(rows) < total:
                     failed = sum(one.problem is not None for one in rows)
-                    table = page.batch_html(rows, model=model, revision=revision, finished=False)
+                    table = page.batch_html(rows, source=source(), finished=False)
                     yield "", "", page.progress_html(len(rows), total, failed), table
                     shown_at = time.monotonic()
             failed = sum(one.problem is not None for one in rows)
-            table = page.batch_html(rows, model=model, revision=revision, finished=True)
+            table = page.batch_html(rows, source=source(), finished=True)
             yield "", "", page.progress_html(len(rows), len(rows), failed), table
         except InputError as error:
             yield "", page.problem_html(str(error)), "", ""
@@ -308,9 +319,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             "chronological_age_months": told["chronological_age_months"],
             "assessment": assessment_as_json(report),
             **{key: told[key] for key in ("hand", "checks", "corrections", "remarks")},
-            "model": model,
-            "revision": revision,
-            "notice": DISCLAIMER,
+            **source(),
             "seconds": {stage: round(value, 4) for stage, value in stages.items()},
             "overlay": overlay,
         }
@@ -332,7 +341,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                     raise InputError(_NO_FILES)
                 known = None if table is None else read_table(table)
                 rows = list(reader.rows(batch_items(files), table=known, sex=sex))
-                return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows), "notice": DISCLAIMER}
+                about = source()
+                return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows, source=about), **about}
             finally:
                 for upload in files:
                     upload.delete()
@@ -404,6 +414,9 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                     )
                     remarks = gr.HTML("", elem_id="remarks", js_on_load=_STATUS)
                     problem = gr.HTML("", elem_id="problem", js_on_load=_ALERT)
+                    insist = gr.Button(
+                        "It is one hand radiograph: read it all the same", visible=False, elem_id="insist"
+                    )
                     ask = gr.Button("Estimate bone age", variant="primary", size="lg", elem_id="ask")
                 with gr.Column(scale=7, min_width=320, elem_id="reply"):
                     result = gr.HTML(page.EMPTY_ANSWER, elem_id="answer", js_on_load=_STATUS)
@@ -415,6 +428,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                     )
                     with gr.Row(elem_id="save", visible=False) as save_row:
                         savers = {kind: gr.Button(f"Save {kind.upper()}", size="sm") for kind in MEDIA_TYPES}
+                        copy = gr.Button("Copy text", size="sm", elem_id="copy")
                     report_problem = gr.HTML("", elem_id="report-problem", js_on_load=_ALERT)
                     saved = gr.JSON(visible=False)
                 with gr.Column(min_width=280, elem_id="examples"):
@@ -459,7 +473,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         one_by_one: dict[str, Any] = {"concurrency_id": _ONE_BY_ONE, "concurrency_limit": 1}
-        answered = [result, save_row, label]
+        answered = [result, save_row, label, insist]
         child: list[Any] = [mode, years, months, birth, study, hand]
         shown_parts = [preview, prefilled, sex, *child, parts, dates, problem, remarks, *answered]
         upload.upload(show, [upload, sex], [upload, *shown_parts], **private, **one_by_one)
@@ -481,17 +495,21 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                 **private,
                 **one_by_one,
             )
-        ask.click(
-            answer_page,
-            [sex, *child],
-            [problem, *answered],
-            **private | {"show_progress": "minimal"},
-            show_progress_on=result,
-            **one_by_one,
-        ).then(None, None, None, js=page.SHOW_ANSWER, api_visibility="private")
-        for kind, button in savers.items():
+        for button, check_quality in ((ask, True), (insist, False)):
+            button.click(
+                answerer(check_quality=check_quality),
+                [sex, *child],
+                [problem, *answered],
+                **private | {"show_progress": "minimal"},
+                show_progress_on=result,
+                **one_by_one,
+            ).then(None, None, None, js=page.SHOW_ANSWER, api_visibility="private")
+        for button, kind, use in (
+            *((button, kind, page.SAVE_FILE) for kind, button in savers.items()),
+            (copy, "txt", page.COPY_TEXT),
+        ):
             button.click(saver(kind), label, [saved, report_problem], **private, **one_by_one).then(
-                None, saved, None, js=page.SAVE_FILE, api_visibility="private"
+                None, saved, None, js=use, api_visibility="private"
             )
         batch_upload.upload(take_files, batch_upload, [batch_upload, ready, batch_problem], **private)
         table_upload.upload(take_table, table_upload, [table_upload, ready, batch_problem], **private)
@@ -526,9 +544,14 @@ _STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-li
 _ALERT = "element.setAttribute('role', 'alert')"
 
 
-def _no_answer() -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """-> answer (emptied), buttons of the report and its label (hidden)"""
-    return page.EMPTY_ANSWER, gr.update(visible=False), gr.update(visible=False)
+def _no_answer(*, may_insist: bool = False) -> tuple[Any, ...]:
+    """-> answer (emptied), buttons of the report and its label (hidden), button to read it all the same"""
+    return page.EMPTY_ANSWER, gr.update(visible=False), gr.update(visible=False), gr.update(visible=may_insist)
+
+
+def _may_be_a_hand(error: RefusedError) -> bool:
+    """Whether only the network's features speak against it: a person may know better, not so of a colour picture."""
+    return {check.name for check in error.quality.checks if check.verdict == "refuse"} == {"hand"}
 
 
 def _child(prefill: Prefill, *, keep: bool = False) -> tuple[Any, ...]:
@@ -596,6 +619,14 @@ def _sentences() -> Iterator[None]:
 # --- serving --------------------------------------------------------------------------------------------------------
 
 
+#: Routes of Gradio's that nothing here uses and that write to the disk: the state of an open page, and any file sent.
+_CLOSED = ("/gradio_api/deep_link", "/gradio_api/process_recording")
+
+
+async def _closed(request: Request) -> JSONResponse:
+    return JSONResponse({"detail": "Not Found"}, status_code=404)
+
+
 async def _health(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "version": __version__})
 
@@ -614,6 +645,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
             "routes": [
                 Route("/healthz", _health),
                 Route(UPLOAD_ROUTE, receive_upload, methods=["POST"]),
+                *(Route(path, _closed, methods=["GET", "POST"]) for path in _CLOSED),
             ]
         },
         mcp_server=find_spec("mcp") is not None,

@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -19,8 +20,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -145,7 +147,8 @@ def _ask(url: str, picture: bytes) -> Answered:
         call = f"{url}/gradio_api/call/predict"
         asked = _request(call, json.dumps({"data": [file, "female", 100]}).encode(), "application/json")
         told = _answer_of(_request(f"{call}/{json.loads(asked)['event_id']}"))
-    except (OSError, InputError) as error:  # urllib's errors and time-outs are OSErrors
+    # urllib's errors and time-outs are OSErrors; a connection that breaks within a reply is none.
+    except (OSError, HTTPException, InputError) as error:
         return Answered(time.perf_counter() - began, error=f"{type(error).__name__}: {error}")
     return Answered(time.perf_counter() - began, stages=told["seconds"])
 
@@ -202,25 +205,27 @@ def _space(url: str | None, checkpoint: str) -> Iterator[tuple[str, int | None]]
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "boneage_hf.cli", "demo", "--model", checkpoint, "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait(server, address)
-        yield address, server.pid
-    finally:
-        server.terminate()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:  # a pipe that nobody reads would block the server
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
+            address = f"http://127.0.0.1:{port}"
+            _wait(server, address, said)
+            yield address, server.pid
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
-def _wait(server: "subprocess.Popen[str]", url: str) -> None:
+def _wait(server: "subprocess.Popen[bytes]", url: str, said: IO[str]) -> None:
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
-            said = (server.stderr.read() if server.stderr else "").strip().splitlines()
-            raise InputError(f"The Space did not open: {said[-1] if said else 'it ended without a word'}")
+            said.seek(0)
+            last = said.read().strip().splitlines()[-1:] or ["it ended without a word"]
+            raise InputError(f"The Space did not open: {last[0]}")
         try:
             _request(f"{url}/healthz")
             return

@@ -90,9 +90,10 @@ class BatchRow:
         bone_age_months: and the ends of its 90 % interval, where the checkpoint has one.
         sex_source: ``"table"``, ``"dicom"`` (the header) or ``"common"`` (given for all files).
         chronological_age_months: of the table or, without it, of the DICOM header.
-        sds: standard deviation score as in `clinical.py`, and `verdict` (``"delayed"``, ``"normal"``, ``"advanced"``,
-            or None where that is not decided at this precision).
-        quality: verdict of the quality gate, and its reasons in `quality_reasons`.
+        sds: standard deviation score as in `clinical.py`, those of the interval's ends, and `verdict`
+            (``"delayed"``, ``"normal"``, ``"advanced"``, or None where that is not decided at this precision).
+        quality: verdict of the quality gate, with its reasons in `quality_reasons`.
+        corrections: what was put right of the image.
         warnings: sentences on what a person should check although there is an answer.
         problem: the sentence that says why there is no answer; None where there is one.
     """
@@ -105,9 +106,12 @@ class BatchRow:
     sex_source: Literal["table", "dicom", "common"] | None = None
     chronological_age_months: float | None = None
     sds: float | None = None
+    sds_low: float | None = None
+    sds_high: float | None = None
     verdict: str | None = None
     quality: str | None = None
     quality_reasons: str | None = None
+    corrections: str | None = None
     warnings: str | None = None
     problem: str | None = None
 
@@ -388,15 +392,19 @@ def _answered(
             chronological_age_months=row.chronological_age_months,
         )
     quality = answer["quality"]
+    sds_low, sds_high = (assessed and assessed.sds_interval) or (None, None)
     return replace(
         row,
         bone_age_months=answer["bone_age_months"],
         interval_low_months=low,
         interval_high_months=high,
         sds=None if assessed is None else assessed.sds,
+        sds_low=sds_low,
+        sds_high=sds_high,
         verdict=None if assessed is None else assessed.verdict,
         quality=None if quality is None else quality.verdict,
         quality_reasons=None if quality is None else " ".join(quality.reasons) or None,
+        corrections=None if quality is None else " ".join(quality.corrections) or None,
     )
 
 
@@ -430,16 +438,20 @@ def _with_what_is_known(row: BatchRow, told: TableRow, header: Prefill, common: 
 # --- rows -> CSV ----------------------------------------------------------------------------------------------------
 
 
-def rows_to_csv(rows: Iterable[BatchRow]) -> str:
+def rows_to_csv(rows: Iterable[BatchRow], *, source: Mapping[str, str]) -> str:
     """The rows as a CSV table (RFC 4180): months to two decimals, empty where not known.
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Args:
+        source: of all answers, see `report.provenance`; a column each, so that it stays with every row.
     """
     names = [column.name for column in fields(BatchRow)]
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    writer.writerow([*names, *source])
+    common = [_cell(text) for text in source.values()]
+    writer.writerows([*(_cell(getattr(row, name)) for name in names), *common] for row in rows)
     return table.getvalue()
 
 

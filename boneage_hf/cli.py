@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +199,8 @@ def _predict_batch(options: argparse.Namespace) -> int:
     from .batch import collect, predict_batch, read_table, rows_to_csv
     from .files import write_text
     from .hub import checkpoint_revision, load_pipeline
-    from .report import DISCLAIMER
+    from .report import DISCLAIMER, provenance
+    from .service import model_name
 
     table = None if options.table is None else read_table(options.table)
     items = collect(options.files)
@@ -214,10 +216,12 @@ def _predict_batch(options: argparse.Namespace) -> int:
         check_quality=options.check_quality,
     )
     rows = list(tqdm(answers, total=len(items), unit="file", file=sys.stderr))
-    write_text(Path(options.out), rows_to_csv(rows))
+    revision = checkpoint_revision(pipe)
+    source = provenance(model=model_name(pipe), revision=revision, day=date.today())
+    write_text(Path(options.out), rows_to_csv(rows, source=source))
     failed = sum(row.problem is not None for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} answered: {options.out}")
-    print(f"revision {checkpoint_revision(pipe)}. {DISCLAIMER}", file=sys.stderr)
+    print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """What the Space shows: HTML fragments, style and the few lines of JavaScript. Every text from outside is escaped."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ import gradio as gr
 from PIL import Image
 
 from .batch import BatchRow, rows_to_csv
+from .clinical import REFERENCE
 from .growth_plot import growth_plot_svg
 from .radiograph import Prefill, Radiograph
 from .report import (
     DISCLAIMER,
     INTERVAL_PERCENT,
+    NOT_CHECKED,
     CheckLine,
     Report,
     check_lines,
@@ -46,17 +48,19 @@ def header_html() -> str:
 
 def footer_html(*, model: str, revision: str) -> str:
     return (
-        f"<p>Model {escape(model)}, revision {escape(revision)}. {escape(DISCLAIMER)}</p>"
+        f"<p>Model {escape(model)}, revision {escape(revision)}. Reference: {REFERENCE}. {DISCLAIMER}</p>"
         "<p>Files are deleted as soon as they have been read; pictures and answers stay in memory until the page is "
         "closed.</p>"
     )
 
 
 def problem_html(sentence: str, quality: Any = None) -> str:
-    """Why there is no answer; of a refused image also its checks."""
+    """Why there is no answer; of a refused image also its checks, of which one says the sentence itself."""
     if quality is None:
         return f"<p>{escape(sentence)}</p>"
-    return f"<p><strong>Not read.</strong> {escape(sentence)}</p>{_checks_html(check_lines(quality))}"
+    checks = check_lines(quality)
+    told = "" if any(check.sentence == sentence for check in checks) else f" {escape(sentence)}"
+    return f"<p><strong>Not read.</strong>{told}</p>{_checks_html(checks)}"
 
 
 def remark_html(sentences: Sequence[str]) -> str:
@@ -96,7 +100,10 @@ def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attenti
         "Hand shown": (report.hand or "not stated").capitalize(),
     }
     verdict = report.assessment.verdict if report.assessment else None
-    warnings = [check.sentence for check in report.checks or () if check.verdict == "warn"]
+    # That of the rotation says what its correction says.
+    warnings = [
+        check.sentence for check in report.checks or () if check.verdict == "warn" and check.name != "Rotation"
+    ]
     told = remark_html([*report.remarks, *report.corrections, *warnings])
     remarks = f'<div class="remarks">{told}</div>' if told else ""
     corrections = "".join(
@@ -141,7 +148,7 @@ def _map_html(seen: Image.Image, colours: Image.Image, attention: Any) -> str:
 def _checks_html(checks: Sequence[CheckLine] | None, corrections: str = "") -> str:
     """What was put right and what failed or warns in sight, what passed behind a line that opens."""
     if checks is None:
-        return "<p>This version does not check whether the picture shows a hand: look for yourself.</p>"
+        return f"<p>{NOT_CHECKED}</p>"
     lines = {
         verdict: "".join(
             f'<li><span class="mark {kind}">{word}</span> {escape(check.name)}: {escape(check.sentence)}</li>'
@@ -168,7 +175,7 @@ def _list_html(rows: dict[str, str]) -> str:
 
 _BATCH_COLUMNS = (
     *("File", "Bone age", "90 % interval (months)", "Sex", "Chronological age"),
-    *("SDS", "Assessment", "To check"),
+    *("SDS (range)", "Assessment", "To check"),
 )
 
 
@@ -190,8 +197,12 @@ def progress_html(done: int, total: int, failed: int) -> str:
     )
 
 
-def batch_html(rows: Sequence[BatchRow], *, model: str, revision: str, finished: bool) -> str:
-    """The table of a batch and, once it is finished, the link that saves it as CSV (held by the page itself)."""
+def batch_html(rows: Sequence[BatchRow], *, source: Mapping[str, str], finished: bool) -> str:
+    """The table of a batch and, once it is finished, the link that saves it as CSV (held by the page itself).
+
+    Args:
+        source: see `report.provenance`.
+    """
     heads = "".join(f'<th scope="col">{name}</th>' for name in _BATCH_COLUMNS)
     body = "".join(_row_html(row) for row in rows)
     table = (
@@ -200,22 +211,25 @@ def batch_html(rows: Sequence[BatchRow], *, model: str, revision: str, finished:
     )
     if not finished:
         return table
-    content = base64.b64encode(rows_to_csv(rows).encode("utf-8")).decode("ascii")
+    content = base64.b64encode(rows_to_csv(rows, source=source).encode("utf-8")).decode("ascii")
     return (
         f'<p><a class="save" download="bone-age.csv" href="data:text/csv;charset=utf-8;base64,{content}">'
         f"Save as CSV</a></p>{table}"
-        f"<p>Model {escape(model)}, revision {escape(revision)}. {escape(DISCLAIMER)}</p>"
+        f"<p>Model {escape(source['model'])}, revision {escape(source['revision'])}. "
+        f"Reference: {source['reference']}. Date: {source['date']}. {source['notice']}</p>"
     )
 
 
 def _row_html(row: BatchRow) -> str:
     name = f'<th scope="row">{escape(row.file)}</th>'
-    to_check = " ".join(filter(None, (row.warnings, row.quality_reasons)))
     if row.bone_age_months is None:
+        reasons = (row.quality_reasons or "").removeprefix(row.problem or "")
+        told = " ".join(filter(None, (row.problem, row.warnings, reasons.strip())))
         return (
             f'<tr class="failed">{name}<td colspan="{len(_BATCH_COLUMNS) - 1}">'
-            f'<span class="mark bad">No answer</span> {escape(row.problem or "")} {escape(to_check)}</td></tr>'
+            f'<span class="mark bad">No answer</span> {escape(told)}</td></tr>'
         )
+    to_check = " ".join(filter(None, (row.warnings, row.corrections, row.quality_reasons)))
     low, high = row.interval_low_months, row.interval_high_months
     age = row.chronological_age_months
     sources = {"table": "table", "dicom": "DICOM", "common": "given for all"}
@@ -226,11 +240,15 @@ def _row_html(row: BatchRow) -> str:
         "" if low is None or high is None else f"{low:z.1f} to {high:z.1f}",
         sex,
         "" if age is None else format_age(age),
-        "" if row.sds is None else f"{row.sds:+z.2f}",
+        "" if row.sds is None else f"{row.sds:+z.2f}{_sds_range(row)}",
         verdict,
         to_check,
     )
     return f"<tr>{name}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _sds_range(row: BatchRow) -> str:
+    return "" if row.sds_low is None or row.sds_high is None else f" ({row.sds_low:+z.2f} to {row.sds_high:+z.2f})"
 
 
 # --- the benchmark and the card -------------------------------------------------------------------------------------
@@ -333,12 +351,25 @@ SAVE_FILE = """(file) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
 
+# A page of another machine that came without https has no clipboard.
+COPY_TEXT = """(file) => {
+  if (!file || !file.content) return;
+  const text = new TextDecoder().decode(Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0)));
+  const button = document.querySelector("#copy");
+  const tell = (words) => {
+    button.textContent = words;
+    setTimeout(() => { button.textContent = "Copy text"; }, 4000);
+  };
+  if (!navigator.clipboard) return tell("No clipboard: use Save TXT");
+  navigator.clipboard.writeText(text).then(() => tell("Copied"), () => tell("Not copied: use Save TXT"));
+}"""
+
 # Rules for the dark page stand one by one: in a list of selectors Gradio scopes only the first `.dark` rightly. The
 # ends of the gradient and the four colours between are those of matplotlib's inferno at fifths.
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; overflow: clip !important; }
 .gradio-container .html-container { padding: 0; }
-#head { position: sticky; top: 0; z-index: 20; overflow: visible; background: var(--body-background-fill);
+#head { position: sticky; top: 0; z-index: 60; overflow: visible; background: var(--body-background-fill);
   border-bottom: 1px solid var(--border-color-primary); border-radius: 0; }
 .head { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: space-between; gap: 0 24px;
   padding: 10px 0; }

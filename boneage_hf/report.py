@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DISCLAIMER = "Research use only, not a medical device."
 
+NOT_CHECKED = "The image was not checked: look for yourself whether it shows one hand."
+
 #: Share of reference bone ages that `interval_months` of an answer is calibrated to hold, in percent.
 INTERVAL_PERCENT = 90
 
@@ -276,12 +278,23 @@ def context_rows(report: Report) -> list[tuple[str, str]]:
     ]
 
 
+def provenance(*, model: str, revision: str, day: date) -> dict[str, str]:
+    """What stands on every answer for a program: `model`, `revision`, `reference`, `date` and `notice`."""
+    return {
+        "model": model,
+        "revision": revision,
+        "reference": REFERENCE,
+        "date": day.isoformat(),
+        "notice": DISCLAIMER,
+    }
+
+
 def image_sentences(report: Report) -> list[str]:
     """What was checked and corrected of the image, and the remarks; one sentence each."""
     marks = {"pass": "passed", "warn": "warning", "refuse": "refused"}
     lines = [f"Corrected before reading: {text}" for text in report.corrections]
     if report.checks is None:
-        lines.append("The image was not checked: this version has no check of whether it shows a hand.")
+        lines.append(NOT_CHECKED)
     else:
         lines += [f"{check.name}, {marks[check.verdict]}: {check.sentence}" for check in report.checks]
     return [*report.remarks, *lines]
@@ -325,10 +338,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "checks": None if checks is None else [vars(check) for check in checks],
         "corrections": list(report.corrections),
         "remarks": list(report.remarks),
-        "model": report.model,
-        "revision": report.revision,
-        "date": report.day.isoformat(),
-        "notice": DISCLAIMER,
+        **provenance(model=report.model, revision=report.revision, day=report.day),
     }
 
 

@@ -23,6 +23,12 @@ DISPLAY_SIDE = 1000
 #: Share of the attention map in the overlay that reports and the endpoint show.
 OPACITY = 0.45
 
+#: Stands on an answer for which the quality gate was turned off.
+UNCHECKED = (
+    "Read without the quality check, as asked: rely on neither bone age nor interval unless a person has seen that "
+    "this is one upright hand."
+)
+
 NO_SEX = "Choose the child's sex first: girls' and boys' bones mature at different ages."
 
 
@@ -49,6 +55,13 @@ class Reading:
         return Image.blend(self.seen.convert("RGB"), self.colours, OPACITY)
 
 
+def model_name(pipe: BoneAgePipeline) -> str:
+    """Hub id, or the name of the checkpoint folder (never its path), with backbone and input size."""
+    source = str(pipe.model.name_or_path)
+    name = Path(source).name if Path(source).exists() else source
+    return f"{name} ({pipe.model.config.backbone}, {pipe.model.config.image_size} px)"
+
+
 class Reader:
     """A pipeline that answers one request at a time, whoever asks."""
 
@@ -60,14 +73,7 @@ class Reader:
     def needs_sex(self) -> bool:
         return bool(self.pipe.model.config.uses_sex)
 
-    def model_name(self) -> str:
-        """Hub id, or the name of the checkpoint folder (never its path), with backbone and input size."""
-        source = str(self.pipe.model.name_or_path)
-        name = Path(source).name if Path(source).exists() else source
-        config = self.pipe.model.config
-        return f"{name} ({config.backbone}, {config.image_size} px)"
-
-    def answer(self, radiograph: Radiograph, sex: Sex | None) -> Reading:
+    def answer(self, radiograph: Radiograph, sex: Sex | None, *, check_quality: bool = True) -> Reading:
         """
         Raises:
             InputError: the sex is missing where the model needs it, or the pipeline refuses the radiograph.
@@ -78,7 +84,7 @@ class Reader:
             clock = _NetworkClock(self.pipe.model)
             began = time.perf_counter()
             with clock:
-                answer = self.pipe(radiograph, sex=sex)
+                answer = self.pipe(radiograph, sex=sex, check_quality=check_quality)
             ended = time.perf_counter()
         quality: Quality | None = answer["quality"]
         shown = display(radiograph.image)

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import io
+import re
 import stat
 import struct
 import zipfile
@@ -21,6 +22,7 @@ from boneage_hf.errors import InputError
 from boneage_hf.hub import load_pipeline
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.radiograph import MAX_AGE_MONTHS, months_between
+from boneage_hf.report import DISCLAIMER
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 HAND = np.asarray(phantom.draw(120, "female", seed=3, size=200))
@@ -300,16 +302,33 @@ def test_age_by_header_is_age_by_assessment() -> None:
     assert MAX_AGE_MONTHS == clinical.OLDEST_MONTHS
 
 
+def test_the_range_of_a_score_is_that_of_the_interval(pipe: BoneAgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = _rows(pipe, {"a.png": png(HAND)}, "file,sex,chronological_age_months\na.png,male,100\n")
+    assert (row.sds is None, row.sds_low, row.sds_high) == (False, None, None)  # this checkpoint has no interval
+    answer = pipe(png(HAND), sex="male") | {"interval_months": [90.0, 130.0]}
+    monkeypatch.setattr(BoneAgePipeline, "__call__", lambda *arguments, **options: answer)
+    (row,) = _rows(pipe, {"a.png": png(HAND)}, "file,sex,chronological_age_months\na.png,male,100\n")
+    sd = clinical.growth_table("male").sd_at(100.0)
+    assert (row.sds_low, row.sds_high) == pytest.approx((-10 / sd, 30 / sd))
+
+
+def test_what_was_put_right_is_said(pipe: BoneAgePipeline) -> None:
+    plain, inverted = _rows(pipe, {"a.png": png(HAND), "b.png": png(255 - HAND)}, sex="male")
+    assert {plain.corrections is None, inverted.corrections is None} == {True, False}
+
+
 # --- CSV ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_no_cell_of_text_begins_a_formula_and_numbers_stay(start: str) -> None:
-    text = rows_to_csv([BatchRow(f'{start}HYPERLINK("x"),1', bone_age_months=96.123, sds=-1.5)])
+    row = BatchRow(f'{start}HYPERLINK("x"),1', bone_age_months=96.123, sds=-1.5)
+    text = rows_to_csv([row], source={"model": f"{start}m", "date": "2026-01-02"})
     header, line = csv.reader(io.StringIO(text, newline=""))
     cells = dict(zip(header, line, strict=True))
     assert cells["file"] == f'\'{start}HYPERLINK("x"),1'
     assert (cells["bone_age_months"], cells["sds"], cells["problem"]) == ("96.12", "-1.50", "")
+    assert (cells["model"], cells["date"]) == (f"'{start}m", "2026-01-02")
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -333,6 +352,10 @@ def test_the_command_answers_a_folder_with_a_table(tmp_path: Path, capsys: pytes
     assert "2/2" in told.err
     assert "Jane" not in told.err
     assert [row["sex"] for row in _answers(out)] == ["female", "male"]
+    for row in _answers(out):
+        assert row["model"].startswith("tiny (tiny, ")
+        assert re.fullmatch("[0-9a-f]{12}", row["revision"])
+        assert (row["reference"], row["notice"]) == (clinical.REFERENCE, DISCLAIMER)
     assert main(arguments) == 1
     assert [bool(row["problem"]) for row in _answers(out)] == [False, True]
 

@@ -56,9 +56,19 @@ class Broken(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def broken() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+class Cut(Broken):
+    """Takes uploads and calls, and breaks off within the answer."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"event: complete\n")
+
+
+@pytest.fixture(params=[Broken])
+def broken(request: pytest.FixtureRequest) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), request.param)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -68,6 +78,12 @@ def broken() -> Iterator[str]:
 def test_errors_of_a_space_are_counted(broken: str) -> None:
     run = load.measure_load(url=broken, checkpoint="default", clients=2, minutes=1, requests=3)
     assert [one.error for one in run.answered] == ["InputError: null"] * 6
+
+
+@pytest.mark.parametrize("broken", [Cut], indirect=True)
+def test_an_answer_that_breaks_off_is_an_error_and_ends_nothing(broken: str) -> None:
+    run = load.measure_load(url=broken, checkpoint="default", clients=1, minutes=1, requests=2)
+    assert [str(one.error).split(":")[0] for one in run.answered] == ["IncompleteRead"] * 2
 
 
 @pytest.mark.parametrize("option", ["--clients", "--minutes", "--requests"])

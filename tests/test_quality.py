@@ -663,7 +663,7 @@ def test_a_refused_file_of_a_batch_is_a_row_with_its_reasons(pipe: BoneAgePipeli
     assert noise.problem in str(noise.quality_reasons)
     assert (drawn.quality, drawn.problem) == ("warn", None)
     assert "drawn phantom" in str(drawn.quality_reasons)
-    assert "does not look like" in rows_to_csv([noise])
+    assert "does not look like" in rows_to_csv([noise], source={})
     unchecked = list(predict_batch(pipe, collect(files[1:2]), sex="female", check_quality=False))
     assert unchecked[0].bone_age_months is not None
     assert unchecked[0].quality is None

@@ -13,6 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -32,13 +33,23 @@ from PIL import Image
 import space_app
 from boneage_hf import load_pipeline, page, read, uploads
 from boneage_hf.batch import BatchRow, collect, predict_batch, read_table, rows_to_csv
-from boneage_hf.clinical import assess
+from boneage_hf.clinical import REFERENCE, assess
 from boneage_hf.errors import InputError
 from boneage_hf.hub import DEFAULT_CHECKPOINT, checkpoint_revision
 from boneage_hf.phantom import draw, png_bytes
 from boneage_hf.pipeline_boneage import BoneAgePipeline
-from boneage_hf.report import DISCLAIMER, CheckLine, answer_as_json, format_age, format_months, make_report
-from boneage_hf.service import NO_SEX, Reader
+from boneage_hf.quality import Check, Quality, RefusedError
+from boneage_hf.report import (
+    DISCLAIMER,
+    NOT_CHECKED,
+    CheckLine,
+    answer_as_json,
+    format_age,
+    format_months,
+    make_report,
+    provenance,
+)
+from boneage_hf.service import NO_SEX, UNCHECKED, model_name
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 SCREENSHOTS = Path(__file__).parents[1] / "test-output"
@@ -67,7 +78,12 @@ def pipe() -> BoneAgePipeline:
 
 @pytest.fixture(scope="module")
 def space(pipe: BoneAgePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    temporary = tmp_path_factory.mktemp("temporary")
+    with opened(pipe, tmp_path_factory.mktemp("temporary")) as space:
+        yield space
+
+
+@contextmanager
+def opened(pipe: BoneAgePipeline, temporary: Path) -> Iterator[Space]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
         with uploads.upload_folder():
@@ -121,8 +137,11 @@ def test_the_endpoint_answers_what_the_pipeline_answers(space: Space, client: Cl
     answer = space.pipe(str(hand_png), sex="male")
     assert {key: result[key] for key in answer_as_json(answer)} == answer_as_json(answer)
     assert result["bone_age"] == format_age(answer["bone_age_months"])
-    assert (result["revision"], result["notice"]) == (space.revision, DISCLAIMER)
-    assert result["model"] == Reader(space.pipe).model_name()
+    assert {key: result[key] for key in source_of(space)} == source_of(space)
+
+
+def source_of(space: Space) -> dict[str, str]:
+    return provenance(model=model_name(space.pipe), revision=space.revision, day=date.today())
 
 
 def test_the_endpoint_assesses_a_chronological_age(client: Client, hand_png: Path) -> None:
@@ -175,7 +194,8 @@ def test_the_batch_endpoint_answers_what_the_batch_of_the_package_answers(
         [handle_file(file) for file in files], handle_file(tmp_path / "table.csv"), api_name="/predict_batch"
     )
     rows = list(predict_batch(space.pipe, collect(files), table=read_table(tmp_path / "table.csv")))
-    assert result["csv"] == rows_to_csv(rows)
+    assert result["csv"] == rows_to_csv(rows, source=source_of(space))
+    assert {key: result[key] for key in source_of(space)} == source_of(space)
     assert [row["file"] for row in result["rows"]] == ["hand.png", "IM000001", "text.png"]
     assert [row["problem"] is None for row in result["rows"]] == [True, True, False]
     assert space.files_left() == []
@@ -344,6 +364,14 @@ def test_only_the_endpoints_for_programs_are_public(client: Client) -> None:
     ]
 
 
+@pytest.mark.parametrize("route", ["deep_link?session_hash=x", "process_recording"])
+def test_routes_of_gradio_that_write_to_the_disk_are_closed(space: Space, route: str) -> None:
+    url = f"{space.url}gradio_api/{route}"
+    files = {"video": ("hand.mp4", bytes(1000))}
+    assert [httpx.get(url).status_code, httpx.post(url, files=files).status_code] == [404, 404]
+    assert space.files_left() == []
+
+
 # --- nothing is kept ------------------------------------------------------------------------------------------------
 
 
@@ -498,7 +526,8 @@ def test_a_name_from_outside_is_escaped(pipe: BoneAgePipeline, monkeypatch: pyte
     pages.append(page.problem_html(EVIL))
     pages.append(page.problem_html(EVIL, Refused(checks=(CheckLine(EVIL, "refuse", EVIL),))))
     row = BatchRow(EVIL, problem=EVIL, warnings=EVIL)
-    pages.append(page.batch_html([row, replace(row, bone_age_months=1.0)], model=EVIL, revision=EVIL, finished=True))
+    source = provenance(model=EVIL, revision=EVIL, day=date(2026, 1, 2))
+    pages.append(page.batch_html([row, replace(row, bone_age_months=1.0)], source=source, finished=True))
     text = "".join(pages)
     assert text.count("&lt;script&gt;alert(1)") >= 10
     assert "<script>" not in text
@@ -531,8 +560,32 @@ def test_a_refused_image_shows_its_checks(pipe: BoneAgePipeline) -> None:
     assert '<span class="mark bad">Refused</span> One hand: It is a cat.' in text
 
 
+def test_a_reason_is_not_said_twice() -> None:
+    checks = (CheckLine("hand", "refuse", "This is a cat."), CheckLine("cut_off", "warn", "Its tail is missing."))
+    assert page.problem_html("This is a cat.", Refused(checks)).count("This is a cat.") == 1
+    row = BatchRow("cat.png", problem="This is a cat.", quality_reasons="This is a cat. Its tail is missing.")
+    source = provenance(model="m", revision="r", day=date(2026, 1, 2))
+    table = page.batch_html([row], source=source, finished=False)
+    assert table.count("This is a cat.") == table.count("Its tail is missing.") == 1
+
+
+def test_a_batch_shows_the_range_of_a_score_and_where_it_comes_from() -> None:
+    row = BatchRow("a.png", bone_age_months=100.0, sex="female", sds=-1.5, sds_low=-3.25, sds_high=0.25)
+    source = provenance(model="m", revision="r", day=date(2026, 1, 2))
+    table = page.batch_html([row], source=source, finished=True)
+    assert "-1.50 (-3.25 to +0.25)" in table
+    for text in ("Model m, revision r.", REFERENCE, "2026-01-02", DISCLAIMER):
+        assert text in table
+
+
+def test_the_footer_names_model_reference_table_and_purpose() -> None:
+    text = page.footer_html(model="m", revision="r")
+    for part in ("Model m, revision r.", REFERENCE, DISCLAIMER):
+        assert part in text
+
+
 def test_the_folder_of_a_checkpoint_is_named_without_its_path(pipe: BoneAgePipeline) -> None:
-    assert Reader(pipe).model_name() == f"tiny (tiny, {pipe.model.config.image_size} px)"
+    assert model_name(pipe) == f"tiny (tiny, {pipe.model.config.image_size} px)"
 
 
 def test_an_interval_is_shown_in_years_and_months(pipe: BoneAgePipeline) -> None:
@@ -635,15 +688,16 @@ class Visit:
 def visit(space: Space, chromium: Any) -> Iterator[Callable[..., Visit]]:
     visits = []
 
-    def open_page(*, size: dict[str, int] = DESKTOP, scheme: str = "light") -> Visit:
+    def open_page(*, of: Space = space, size: dict[str, int] = DESKTOP, scheme: str = "light") -> Visit:
         context = chromium.new_context(viewport=size, color_scheme=scheme)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(120_000)  # a busy machine is no failure
         page = context.new_page()
         seen = Visit(page, set(), [])
         page.on("request", lambda request: seen.hosts.add(urlsplit(request.url).hostname or "inside the page"))
         page.on("console", lambda entry: seen.complaints.append(entry.text) if entry.type == "error" else None)
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-        page.goto(space.url)
+        page.goto(of.url)
         page.get_by_role("button", name="Estimate bone age").wait_for()
         visits.append((context, seen))
         return seen
@@ -796,6 +850,7 @@ def test_reports_are_saved_and_leave_nothing_on_the_disk(
     months = format_months(space.pipe(str(hand_dicom), sex="female")["bone_age_months"])
     seen.page.get_by_label("Name or number on the report").fill("Case $7$ <b>")
     content = seen.save("Save PDF")
+    SCREENSHOTS.mkdir(exist_ok=True)
     (SCREENSHOTS / "report.pdf").write_bytes(content)
     pages = pypdf.PdfReader(io.BytesIO(content)).pages
     assert len(pages) == 1
@@ -809,6 +864,9 @@ def test_reports_are_saved_and_leave_nothing_on_the_disk(
     assert "http" not in html.replace("http://www.w3.org/", "")
     for text in (json.dumps(told), html):
         assert PATIENT_NAME not in text
+    seen.page.get_by_role("button", name="Copy text").click()
+    seen.page.get_by_role("button", name="Copied").wait_for()
+    assert seen.page.evaluate("navigator.clipboard.readText()") == seen.save("Save TXT").decode()
     assert space.files_left() == []
 
 
@@ -869,11 +927,12 @@ def test_files_of_a_batch_go_when_the_page_is_closed(
 def test_an_image_that_the_gate_refuses_is_not_answered(
     space: Space, visit: Callable[..., Visit], hand_png: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusal = InputError("This does not look like one hand radiograph.")
-    refusal.quality = Refused((CheckLine("One hand", "refuse", "It is a photograph."),))  # type: ignore[attr-defined]
+    answer = BoneAgePipeline.__call__
 
-    def refuse(*arguments: Any, **options: Any) -> Any:
-        raise refusal
+    def refuse(self: BoneAgePipeline, *arguments: Any, check_quality: bool, **options: Any) -> Any:
+        if check_quality:
+            raise RefusedError("It is a photograph.", Quality((Check("hand", "refuse", "It is a photograph."),)))
+        return answer(self, *arguments, check_quality=False, **options)
 
     seen = visit()
     seen.upload(hand_png)
@@ -881,9 +940,72 @@ def test_an_image_that_the_gate_refuses_is_not_answered(
     monkeypatch.setattr(BoneAgePipeline, "__call__", refuse)
     seen.ask()
     seen.page.locator("#problem").get_by_text("Not read.").wait_for()
-    assert "One hand: It is a photograph." in seen.page.locator("#problem").get_by_role("alert").inner_text()
+    assert "Hand: It is a photograph." in seen.page.locator("#problem").get_by_role("alert").inner_text()
     assert seen.page.locator("#answer .age").count() == 0
     seen.screenshot("refused")
+    insist = seen.page.get_by_role("button", name="It is one hand radiograph: read it all the same")
+    insist.click()
+    text = seen.answer()
+    assert UNCHECKED in text
+    assert NOT_CHECKED in text
+    insist.wait_for(state="hidden")
+    assert seen.page.locator("#problem p").count() == 0
+
+
+@pytest.fixture(scope="module")
+def packaged_pipe() -> BoneAgePipeline:
+    return load_pipeline()
+
+
+@pytest.fixture
+def packaged(packaged_pipe: BoneAgePipeline, tmp_path: Path) -> Iterator[Space]:
+    """With the packaged checkpoint and its quality gate; for one test, as a process has one folder for uploads."""
+    with opened(packaged_pipe, tmp_path) as space:
+        yield space
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sentence"), [("camera", "does not look like"), ("astronaut", "colour picture")])
+def test_the_packaged_checkpoint_refuses_a_photograph(
+    packaged: Space, visit: Callable[..., Visit], tmp_path: Path, name: str, sentence: str
+) -> None:
+    pictures = pytest.importorskip("skimage.data", reason="the extra benchmark is not installed")
+    Image.fromarray(getattr(pictures, name)()).save(tmp_path / "photograph.png")
+    seen = visit(of=packaged)
+    seen.upload(tmp_path / "photograph.png")
+    seen.page.get_by_label("Female", exact=True).check()
+    seen.ask()
+    problem = seen.page.locator("#problem").get_by_role("alert")
+    problem.get_by_text("Not read.").wait_for()
+    assert problem.inner_text().count(sentence) == 1
+    assert seen.page.locator("#answer .age").count() == 0
+    # A person may know a hand better than the gate, but a colour picture is no radiograph.
+    assert seen.page.locator("#insist").is_visible() == (name == "camera")
+    assert packaged.files_left() == []
+    seen.screenshot(f"refused-{name}")
+
+
+@pytest.mark.slow
+def test_the_packaged_checkpoint_puts_a_turned_hand_right(
+    packaged: Space, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    upright = draw(108, "male", seed=7)
+    wide = upright.crop((0, 0, upright.width, upright.height * 3 // 4)).transpose(Image.Transpose.ROTATE_90)
+    (tmp_path / "turned.png").write_bytes(png_bytes(wide))
+    seen = visit(of=packaged)
+    seen.upload(tmp_path / "turned.png")
+    seen.page.get_by_label("Male", exact=True).check()
+    seen.ask()
+    text = seen.answer()
+    quality = packaged.pipe(str(tmp_path / "turned.png"), sex="male")["quality"]
+    assert quality.rotation_degrees == 90
+    assert seen.page.locator("#answer .remarks").inner_text().count("turned") == 1
+    assert "Corrected The picture was turned by 90 degrees clockwise." in text
+    # Shown as the network saw it: upright again.
+    sizes = "images => images.map(image => [image.naturalWidth, image.naturalHeight])"
+    assert seen.page.locator("#preview img").evaluate_all(sizes) == [[wide.width, wide.height]]
+    assert seen.page.locator("#answer img").evaluate_all(sizes) == [[wide.height, wide.width]] * 2
+    seen.screenshot("turned")
 
 
 @pytest.mark.slow
@@ -935,6 +1057,22 @@ def test_an_answer_goes_when_its_question_changes(visit: Callable[..., Visit], h
     seen.page.locator("#upload input[type=file]").set_input_files(hand_png)
     seen.page.locator("#answer .waiting").wait_for()
     assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
+
+
+@pytest.mark.slow
+def test_nothing_shows_through_the_header_of_a_page_that_is_scrolled(visit: Callable[..., Visit]) -> None:
+    seen = visit(size=PHONE)
+    covered = seen.page.evaluate(
+        """() => [...document.querySelectorAll("#question [data-testid=block-info], #question label")].map((label) => {
+          label.scrollIntoView({ block: "start" });
+          const place = label.getBoundingClientRect();
+          const head = document.querySelector("#head");
+          if (place.y + 5 > head.getBoundingClientRect().bottom - 2) return null;  // too far down to get there
+          return head.contains(document.elementFromPoint(place.x + 5, place.y + 5));
+        }).filter((found) => found !== null)"""
+    )
+    assert len(covered) > 3
+    assert all(covered)
 
 
 @pytest.mark.slow
