@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -52,6 +53,7 @@ from boneage_hf.sex import Sex, parse_sex
 from boneage_hf.uploads import (
     MAX_UPLOAD_BYTES,
     UPLOAD_ROUTE,
+    BodyLimit,
     Case,
     HeldCases,
     Upload,
@@ -642,11 +644,12 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         css=page.CSS,
         js=page.ON_LOAD,
         app_kwargs={
+            "middleware": [Middleware(BodyLimit)],
             "routes": [
                 Route("/healthz", _health),
                 Route(UPLOAD_ROUTE, receive_upload, methods=["POST"]),
                 *(Route(path, _closed, methods=["GET", "POST"]) for path in _CLOSED),
-            ]
+            ],
         },
         mcp_server=find_spec("mcp") is not None,
         footer_links=[],

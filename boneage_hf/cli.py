@@ -160,7 +160,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.table is not None or options.out is not None:
         raise InputError("--table and --out belong to --batch: add --batch, or leave them out.")
     from .hub import checkpoint_revision, load_pipeline
-    from .report import DISCLAIMER, answer_as_json, answer_as_text
+    from .report import DISCLAIMER, answer_as_json, answer_as_text, provenance
+    from .service import model_name
 
     pipe = load_pipeline(options.checkpoint)
     if pipe.model.config.uses_sex and options.sex is None:
@@ -178,7 +179,8 @@ def _predict(options: argparse.Namespace) -> int:
             continue
         quality = answer["quality"]
         if options.json:
-            told = {"file": position, **answer_as_json(answer), "revision": revision, "notice": DISCLAIMER}
+            source = provenance(model=model_name(pipe), revision=revision, day=date.today())
+            told = {"file": position, **answer_as_json(answer), **source}
             print(json.dumps(told | {"quality": quality.as_dict() if quality is not None else None}))
         else:
             print(f"file {position}: {answer_as_text(answer)}")

@@ -29,6 +29,7 @@ from PIL import Image
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .batch import MAX_MEMBERS, ZIP_STARTS, BatchItem, TableRow, collect
 from .errors import InputError
@@ -40,6 +41,9 @@ MAX_HELD_PIXELS = 400_000_000
 
 #: Most bytes of one upload (1 GiB): an archive for a batch; a single radiograph may have `MAX_FILE_BYTES`.
 MAX_UPLOAD_BYTES = 1024**3
+
+#: Most bytes of any other request: a radiograph as a data URI (4 letters for 3 bytes) and what is said of it.
+MAX_BODY_BYTES = MAX_FILE_BYTES * 4 // 3 + 1024**2
 
 #: Most bytes of all uploads that wait to be read (8 GiB); further ones are refused.
 MAX_STORED_BYTES = 8 * 1024**3
@@ -195,6 +199,34 @@ def upload_field(**options: Any) -> gr.File:
     several = options.get("file_count") == "multiple"
     file.preprocess = take if several else take_content  # type: ignore[method-assign, assignment]
     return file
+
+
+class BodyLimit:
+    """ASGI middleware: what is longer than `limit` bytes is refused unparsed; uploads have limits of their own.
+
+    A length that is told beforehand is answered with 413; without one, the connection ends once it is exceeded.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].endswith(UPLOAD_ROUTE):
+            await self._app(scope, receive, send)
+            return
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        if int(told) > self._limit:
+            await PlainTextResponse("The request is too long: upload files.", status_code=413)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if seen > self._limit else message
+
+        await self._app(scope, counted, send)
 
 
 async def receive_upload(request: Request) -> Response:

@@ -114,6 +114,7 @@ def test_predict_as_json_gives_an_object_per_line(hand: Path, capsys: pytest.Cap
     assert [answer["file"] for answer in answers] == [1, 2]
     assert answers[0]["bone_age_months"] == answers[1]["bone_age_months"]
     assert answers[0]["sex"] == "female"
+    assert {"model", "revision", "reference", "date", "notice"} <= set(answers[0])
 
 
 def test_one_bad_file_does_not_stop_the_others(hand: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -372,6 +372,36 @@ def test_routes_of_gradio_that_write_to_the_disk_are_closed(space: Space, route:
     assert space.files_left() == []
 
 
+def test_a_request_that_is_longer_than_a_radiograph_can_be_is_refused_before_it_is_read(space: Space) -> None:
+    head = (
+        f"POST /gradio_api/call/read_bone_age HTTP/1.1\r\nHost: x\r\nContent-Length: {uploads.MAX_BODY_BYTES + 1}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", urlsplit(space.url).port)) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_request_of_untold_length_ends_where_it_becomes_too_long() -> None:
+    taken, sent = 0, 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal taken
+        while (message := await receive())["type"] == "http.request":
+            taken += len(message["body"])
+
+    async def endless() -> dict[str, Any]:
+        nonlocal sent
+        sent += 10
+        return {"type": "http.request", "body": bytes(10), "more_body": True}
+
+    async def nothing(message: Any) -> None:
+        raise NotImplementedError
+
+    scope = {"type": "http", "path": "/gradio_api/call/predict", "headers": []}
+    asyncio.run(uploads.BodyLimit(application, limit=35)(scope, endless, nothing))
+    assert (taken, sent) == (30, 40)
+
+
 # --- nothing is kept ------------------------------------------------------------------------------------------------
 
 
