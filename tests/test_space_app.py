@@ -224,7 +224,7 @@ def test_a_language_model_gets_the_answer_of_the_pipeline(space: Space, hand_png
         ):
             await session.initialize()
             tools = [tool.name for tool in (await session.list_tools()).tools]
-            reply = await session.call_tool("read_bone_age", {"image": data_uri(hand_png), "sex": "male"})
+            reply: Any = await session.call_tool("read_bone_age", {"image": data_uri(hand_png), "sex": "male"})
             # A tool with files would fetch what a URL names.
             other = await session.call_tool("predict", {"file": "http://127.0.0.1/hand.png", "sex": "male"})
             return tools, ast.literal_eval(reply.content[0].text), bool(other.isError)
