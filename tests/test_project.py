@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     # the Space
     "service": TRAVELS | {"batch", "explain"},
     "uploads": LEAF | {"batch", "report"},
-    "page": LEAF | {"batch", "growth_plot", "report", "service"},
+    "page": LEAF | {"batch", "clinical", "growth_plot", "report", "service"},
     "card": CONFIGURATION | {"metrics", "recipes", "summary", "hub"},
     "publishing": CONFIGURATION | {"files", "data", "data_card", "hub_access", "hub", "card"},
 }

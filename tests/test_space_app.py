@@ -988,9 +988,9 @@ def packaged_pipe() -> BoneAgePipeline:
 
 
 @pytest.fixture
-def packaged(packaged_pipe: BoneAgePipeline, tmp_path: Path) -> Iterator[Space]:
+def packaged(packaged_pipe: BoneAgePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     """With the packaged checkpoint and its quality gate; for one test, as a process has one folder for uploads."""
-    with opened(packaged_pipe, tmp_path) as space:
+    with opened(packaged_pipe, tmp_path_factory.mktemp("packaged")) as space:
         yield space
 
 
