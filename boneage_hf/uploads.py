@@ -272,10 +272,18 @@ async def receive_upload(request: Request) -> Response:
 
 def _stored_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("upload"):
-        with suppress(FileNotFoundError):  # read and deleted meanwhile
-            total += path.stat().st_size
+    for path in _below(folder):
+        if path.name == "upload":
+            with suppress(FileNotFoundError):  # read and deleted meanwhile
+                total += path.stat().st_size
     return total
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files and folders below a folder, the deepest first, while others delete them: unlike `Path.rglob` before Python
+    3.13, `os.walk` passes over a folder that is gone when its turn comes."""
+    for parent, folders, files in os.walk(folder, topdown=False):
+        yield from (Path(parent, name) for name in (*files, *folders))
 
 
 @contextmanager
@@ -305,7 +313,7 @@ def upload_folder() -> Iterator[Path]:
 def delete_older(folder: Path, *, seconds: float, waiting_seconds: float) -> None:
     """Delete the files below `folder` that were last written longer ago than that, and folders left empty."""
     now = time.time()
-    for path in sorted(folder.rglob("*"), reverse=True):
+    for path in _below(folder):
         allowed = waiting_seconds if _WAITING in path.relative_to(folder).parts else seconds
         try:
             if path.is_dir():

@@ -425,6 +425,28 @@ def test_an_upload_can_be_used_once_only(space: Space, hand_png: Path) -> None:
     assert "event: error" in call(space, file, "female")
 
 
+def test_uploads_are_counted_and_swept_while_others_delete_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "here"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "upload").write_bytes(bytes(7))
+        os.utime(tmp_path / name / "upload", (0, 0))
+    scan = os.scandir
+
+    def deleting(folder: Any) -> Any:
+        if os.fspath(folder).endswith("gone"):  # by another request, between the listing and its turn
+            (Path(folder) / "upload").unlink(missing_ok=True)
+            Path(folder).rmdir()
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert uploads._stored_bytes(tmp_path) == 7
+    (tmp_path / "gone").mkdir()
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=60)
+    assert not (tmp_path / "here" / "upload").exists()
+
+
 def test_an_upload_that_nobody_fetches_is_deleted(tmp_path: Path) -> None:
     old, new = tmp_path / "one" / "old.png", tmp_path / "two" / "new.png"
     for path in (old, new):
