@@ -31,6 +31,7 @@ from boneage_hf import __version__, page
 from boneage_hf.batch import read_table, rows_to_csv
 from boneage_hf.clinical import age_from_typed_dates, age_from_years_and_months, check_chronological_age
 from boneage_hf.errors import InputError
+from boneage_hf.memory import share_arenas
 from boneage_hf.phantom import draw, is_phantom, png_bytes
 from boneage_hf.quality import RefusedError
 from boneage_hf.radiograph import Prefill, read, read_prefill
@@ -695,6 +696,7 @@ def main(*, model: str = "default", port: int = 7860, open_browser: bool = False
     from boneage_hf import load_pipeline
     from boneage_hf.hub import checkpoint_revision
 
+    share_arenas()
     print("Loading the model ...", flush=True)
     with upload_folder(), _ending_in_order():
         pipe = load_pipeline(model)

@@ -78,17 +78,20 @@ def preview_html(radiograph: Radiograph, picture: Image.Image, *, phantom: bool)
 
 
 def prefill_html(prefill: Prefill) -> str:
-    """What was taken from a DICOM header, in words; empty if nothing was."""
+    """What was taken from a DICOM header and what was no use there, in words; empty if it says nothing."""
     age = prefill.chronological_age_months
     told = [f"sex {prefill.sex}"] if prefill.sex else []
     told += [] if age is None else [f"chronological age {format_age(age)}"]
     told += [f"{prefill.laterality} hand"] if prefill.laterality else []
-    if not told:
-        return ""
-    return (
+    taken = (
         f"<p>From the DICOM header, filled in where nothing was chosen: {escape(', '.join(told))}. "
         "Check it, and change what is wrong.</p>"
     )
+    left = (
+        f"<p>Not taken from the DICOM header, because what it says is impossible or unclear: "
+        f"{escape(', '.join(prefill.unusable))}. Enter it yourself.</p>"
+    )
+    return (taken if told else "") + (left if prefill.unusable else "")
 
 
 def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attention: Any) -> str:

@@ -233,11 +233,13 @@ class Prefill:
         sex: from Patient's Sex ``F`` or ``M``.
         chronological_age_months: 0 to MAX_AGE_MONTHS, from Patient's Birth Date and Study Date by `months_between`.
         laterality: of the hand, from Image Laterality or, without it, Laterality (``L`` or ``R``).
+        unusable: names of those of the three about which the header says something, but nothing usable.
     """
 
     sex: Sex | None = None
     chronological_age_months: float | None = None
     laterality: Literal["left", "right"] | None = None
+    unusable: tuple[Literal["sex", "chronological age", "laterality"], ...] = ()
 
 
 def read_prefill(content: bytes) -> Prefill:
@@ -246,8 +248,9 @@ def read_prefill(content: bytes) -> Prefill:
     Five elements are looked at (as PS3.6 names them: Study Date, Patient's Birth Date,
     Patient's Sex, Laterality, Image Laterality) and nothing else of the header. The dates themselves are not kept.
     Anything unclear is None: another sex than F and M, a date that is not eight digits of a real day, a study before
-    birth, an age over MAX_AGE_MONTHS, two lateralities that contradict each other. A file that is not DICOM, or whose
-    header cannot be read, gives None throughout; whether its picture can be used is for `read` to say.
+    birth, an age over MAX_AGE_MONTHS, two lateralities that contradict each other; `unusable` names it then. A file
+    that is not DICOM, or whose header cannot be read, gives None throughout; whether its picture can be used is for
+    `read` to say.
     """
     has_prefix = content[128:132] == b"DICM"
     if len(content) > MAX_FILE_BYTES or not (has_prefix or _may_be_bare_dicom(content)):
@@ -266,10 +269,20 @@ def read_prefill(content: bytes) -> Prefill:
     sexes: dict[str, Sex] = {"F": "female", "M": "male"}
     sides: dict[str, Literal["left", "right"]] = {"L": "left", "R": "right"}
     stated = {stored[keyword] for keyword in ("ImageLaterality", "Laterality")} & set(sides)
+    sex = sexes.get(stored["PatientSex"])
+    age = _age_at(stored["PatientBirthDate"], stored["StudyDate"])
+    unusable: list[Literal["sex", "chronological age", "laterality"]] = []
+    if stored["PatientSex"] and sex is None:
+        unusable.append("sex")
+    if stored["PatientBirthDate"] and stored["StudyDate"] and age is None:
+        unusable.append("chronological age")
+    if len(stated) > 1:
+        unusable.append("laterality")
     return Prefill(
-        sex=sexes.get(stored["PatientSex"]),
-        chronological_age_months=_age_at(stored["PatientBirthDate"], stored["StudyDate"]),
+        sex=sex,
+        chronological_age_months=age,
         laterality=sides[stated.pop()] if len(stated) == 1 else None,
+        unusable=tuple(unusable),
     )
 
 

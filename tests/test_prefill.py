@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 
 from boneage_hf import radiograph
+from boneage_hf.page import prefill_html
 from boneage_hf.radiograph import MAX_AGE_MONTHS, Prefill, months_between, read, read_prefill
 
 GREY = picture()
@@ -87,7 +88,24 @@ def test_laterality_is_left_right_or_unknown(lateralities: dict[str, Any], side:
 def test_an_unclear_or_impossible_age_is_none(birth: str, study: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom on writing these
-        assert _with(PatientBirthDate=birth, StudyDate=study) == Prefill("female", None, "left")
+        found = _with(PatientBirthDate=birth, StudyDate=study)
+    assert found.chronological_age_months is None
+    assert found.unusable == (("chronological age",) if birth and study else ())
+
+
+def test_what_the_header_says_in_vain_is_named() -> None:
+    assert _with(PatientSex="O").unusable == ("sex",)
+    assert _with(Laterality="L", ImageLaterality="R").unusable == ("laterality",)
+    assert _with(PatientSex="", Laterality="").unusable == ()
+
+
+def test_the_page_says_what_it_did_not_take_from_the_header() -> None:
+    told = prefill_html(_with(PatientBirthDate="19000101"))
+    assert "filled in where nothing was chosen: sex female, left hand." in told
+    assert "Not taken from the DICOM header" in told
+    assert "chronological age. Enter it yourself." in told
+    assert "Not taken" not in prefill_html(READ_FROM_GIRL)
+    assert prefill_html(Prefill()) == ""
 
 
 def test_the_limits_of_age_are_taken() -> None:
