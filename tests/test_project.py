@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 import zipfile
@@ -424,6 +425,16 @@ def test_the_wheel_holds_the_package_the_benchmarks_and_the_space_and_nothing_el
         text=True,
     )
     assert built.returncode == 0, built.stdout + built.stderr
+
+    (archived,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archived) as sources:
+        inside = {Path(*Path(name).parts[1:]) for name in sources.getnames()}
+    assert not [
+        path
+        for path in inside
+        if path.suffix == ".safetensors" and "default" not in path.parts and "tests" not in path.parts
+    ]
+    assert Path("boneage_hf/checkpoints/default/model.safetensors") in inside
 
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints_table import END, START, checkpoints_text
+from benchmarks.checkpoints_table import END, START, checkpoints_text, shipped_checkpoints
 from benchmarks.measured import MEASURED_CSV
 from benchmarks.protocol import PROTOCOLS
 from boneage_hf.card import render_card
@@ -16,17 +16,24 @@ from boneage_hf.hub import DEFAULT_CHECKPOINT, WEIGHTS_LICENCE, checkpoint_revis
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def measured() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((DEFAULT_CHECKPOINT / "metrics.json").read_text(encoding="utf-8"))
+def evaluation_of(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((checkpoint / "metrics.json").read_text(encoding="utf-8"))
     return content
 
 
-def test_the_committed_evaluation_is_of_the_packaged_weights(measured: dict[str, Any]) -> None:
-    assert measured["revision"] == checkpoint_revision(load_pipeline())
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    return evaluation_of(DEFAULT_CHECKPOINT)
 
 
-def test_the_committed_evaluation_is_on_the_labels_of_its_protocol(measured: dict[str, Any]) -> None:
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_the_committed_evaluation_is_of_the_weights_beside_it(checkpoint: Path) -> None:
+    assert evaluation_of(checkpoint)["revision"] == checkpoint_revision(load_pipeline(checkpoint))
+
+
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_the_committed_evaluation_is_on_the_labels_of_its_protocol(checkpoint: Path) -> None:
+    measured = evaluation_of(checkpoint)
     assert measured["data_fingerprint"] == PROTOCOLS["reference-test-1024"].ground_truth_fingerprint
     assert (measured["protocol"], measured["n"]) == ("reference-test-1024", 1024)
 
@@ -39,13 +46,22 @@ def test_the_readme_prints_the_measured_error(measured: dict[str, Any]) -> None:
     assert measured["revision"] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", [ROOT / "model_card.md", DEFAULT_CHECKPOINT / "README.md"], ids=["top", "package"])
-def test_the_model_card_is_what_the_command_renders(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "path"),
+    [
+        *((checkpoint, checkpoint / "README.md") for checkpoint in shipped_checkpoints()),
+        (DEFAULT_CHECKPOINT, ROOT / "model_card.md"),
+    ],
+    ids=lambda path: path.name,
+)
+def test_the_model_card_is_what_the_command_renders(checkpoint: Path, path: Path) -> None:
+    name = "default" if checkpoint == DEFAULT_CHECKPOINT else f"checkpoints/{checkpoint.name}"
+    stress = ROOT / "benchmarks" / "results" / f"{checkpoint.name}-stress"
     rendered = render_card(
-        "default",
-        name="default",
-        metrics_file=DEFAULT_CHECKPOINT / "metrics.json",
-        stress_folder=ROOT / "benchmarks" / "results" / "default-stress",
+        str(checkpoint),
+        name=name,
+        metrics_file=checkpoint / "metrics.json",
+        stress_folder=stress if stress.is_dir() else None,
     )
     assert path.read_text(encoding="utf-8") == rendered
 
@@ -54,16 +70,29 @@ def test_the_readme_holds_the_table_of_checkpoints_that_the_command_prints() -> 
     assert f"{START}\n{checkpoints_text()}\n{END}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_benchmark_has_the_measured_row_of_the_packaged_weights(measured: dict[str, Any]) -> None:
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_the_benchmark_has_the_measured_row_of_the_weights(checkpoint: Path) -> None:
+    measured = evaluation_of(checkpoint)
     with MEASURED_CSV.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["revision"] == measured["revision"]]
     assert [row["predictions_sha256"] for row in rows] == [measured["predictions_sha256"]]
     assert float(rows[0]["mae_months"]) == pytest.approx(measured["metrics"]["mae_months"], abs=0.005)
 
 
-def test_the_packaged_weights_have_their_licence_and_no_code_beside_them() -> None:
-    assert WEIGHTS_LICENCE.is_file()
-    assert not list(DEFAULT_CHECKPOINT.glob("*.py"))
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_weights_have_their_licence_and_no_code_beside_them(checkpoint: Path) -> None:
+    assert (checkpoint / "LICENSE").read_bytes() == WEIGHTS_LICENCE.read_bytes()
+    assert not list(checkpoint.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", ["vgg19-attention", "vgg19-attention-sex"])
+def test_the_vgg19_checkpoints_share_one_folded_backbone_and_differ_in_sex(name: str) -> None:
+    model = load_pipeline(ROOT / "checkpoints" / name).model
+    assert (model.config.backbone, model.config.pooling) == ("vgg19", "attention")
+    assert model.config.uses_sex is name.endswith("-sex")
+    other = load_pipeline(ROOT / "checkpoints" / "vgg19-attention").model
+    for mine, theirs in zip(model.backbone.parameters(), other.backbone.parameters(), strict=True):
+        assert mine.equal(theirs)
 
 
 def test_the_packaged_weights_are_stored_as_float16_within_their_size() -> None:
