@@ -13,10 +13,7 @@ def keep_freed_memory() -> bool:
     -8, without which each thread has blocks of its own that are handed back all the same. Other systems' allocators
     have no such call and are left alone.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(-4, 0), mallopt(-1, -1), mallopt(-8, 1)])
+    return _set((-4, 0), (-1, -1), (-8, 1))
 
 
 def share_arenas() -> bool:
@@ -26,7 +23,12 @@ def share_arenas() -> bool:
     served left behind: the memory of a server grows for as long as requests meet arenas that have not served yet.
     Setting M_ARENA_MAX = -8 of mallopt(3). To be called before threads are started.
     """
+    return _set((-8, 2))
+
+
+def _set(*settings: tuple[int, int]) -> bool:
+    """Whether mallopt(3) is there and took all the settings (parameter, value)."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(-8, 2))
+    return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings)
