@@ -421,9 +421,13 @@ def _with_what_is_known(row: BatchRow, told: TableRow, header: Prefill, common: 
         warnings.append("The DICOM header says the other sex than the table: check which is right.")
     elif told.sex is None and header.sex is not None and common not in (None, header.sex):
         warnings.append("The DICOM header says the other sex than the one given for all files: check which is right.")
+    elif told.sex is None and "sex" in header.unusable and common is not None:
+        warnings.append("The DICOM header's sex is neither female nor male: the one for all files was taken.")
     age, header_age = told.chronological_age_months, header.chronological_age_months
     if age is None:
         age = header_age
+        if "chronological age" in header.unusable:
+            warnings.append("The DICOM header says an impossible chronological age: give it in the table.")
     elif header_age is not None and abs(age - header_age) > AGE_TOLERANCE_MONTHS:
         warnings.append("The DICOM header says another chronological age than the table: check which is right.")
     return replace(

@@ -176,11 +176,23 @@ _VGG19_BACKBONE = (
 
 #: Several trainings in a row, each from the best checkpoint of the one before: `boneage train --recipe NAME`.
 PLANS: dict[str, tuple[Stage, ...]] = {
-    # The packaged checkpoint: from ImageNet at 224 px, then at the 299 px that the copies have.
+    # The packaged checkpoint: from ImageNet at 224 px, then at the 299 px that the copies have, then at 384 px: the
+    # enlarged copies hold no more detail, but the network's steps over it are finer.
     "default": (
         Stage(Recipe()),
         Stage(
             Recipe(image_size=299, feature_dropout=0.2, head_dropout=0.1, epochs=7, learning_rate=7e-4, seed=1),
+        ),
+        Stage(
+            Recipe(
+                image_size=384,
+                augmentation="wide",
+                feature_dropout=0.2,
+                head_dropout=0.1,
+                epochs=5,
+                learning_rate=5e-4,
+                seed=2,
+            ),
         ),
     ),
     # The reference network where no ImageNet weights of VGG19 are to be had: a backbone of its own, at growing sizes,

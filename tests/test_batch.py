@@ -255,6 +255,15 @@ def test_the_age_of_the_table_goes_before_that_of_the_header_and_a_difference_is
     assert "no number of months" in str(rows[2].warnings)
 
 
+def test_what_the_header_says_in_vain_is_told_where_nothing_else_says_it(pipe: BoneAgePipeline) -> None:
+    vain = dicom(HAND, elements=GIRL | {"PatientSex": "O", "PatientBirthDate": "19000101"})
+    rows = _rows(pipe, {"a": vain, "b": vain}, "file,sex,chronological_age_months\nb,female,120\n", "female")
+    assert [row.bone_age_months is not None for row in rows] == [True, True]
+    assert "neither female nor male: the one for all files was taken" in str(rows[0].warnings)
+    assert "impossible chronological age: give it in the table" in str(rows[0].warnings)
+    assert rows[1].warnings is None
+
+
 def test_one_bad_file_does_not_stop_the_others(pipe: BoneAgePipeline) -> None:
     hand = png(HAND)
     rows = _rows(pipe, {"a": hand, "b": b"no picture", "c": b"", "d.zip": b"PK\x03\x04", "e": hand}, sex="female")
