@@ -187,7 +187,7 @@ def ablate(
     Run folders lie below `BONEAGE_RUNS`, named by arm, seed and a hash of recipe, data, initial weights, precision and
     version of the package. So the same call goes on where an earlier one was interrupted, within an epoch too; a
     finished run is not trained again, and what was trained of other data is not taken for it. The folder is written
-    after each run.
+    after each run, and is enough to go on from: on another machine the runs that it tells of are taken over.
 
     Args:
         dataset: folder written by `boneage prepare`, or Hub id.
@@ -303,6 +303,22 @@ class _Trainings:
             raise InputError(
                 "--out holds results of other data, initial weights, precision or version; name another folder."
             )
+        self._take_over(out, content)
+
+    def _take_over(self, out: Path, manifest: dict[str, Any]) -> None:
+        """Runs that another machine finished are known by the result folder alone: theirs need no run folder here."""
+        for arm in self.arms:
+            if manifest.get("arms", {}).get(arm.name) != json.loads(json.dumps(dataclasses.asdict(arm))):
+                continue
+            for seed in SEEDS:
+                key = arm.name, seed
+                known = manifest.get("runs", {}).get(run_name(key))
+                path = out / predictions_name(key)
+                if key in self.runs or known is None:
+                    continue
+                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known["predictions_sha256"]:
+                    raise InputError(f"--out: {path.name} is not what {run_name(key)} wrote; name another folder.")
+                self.runs[key], self.predictions[key] = known, read_predictions(path, "--out")
 
     def run(self, arm: Arm, seed: int) -> bool:
         """Train and predict, or go on with it; False if the run is finished already.
