@@ -151,7 +151,10 @@ class BoneAgePipeline(Pipeline):
         prepared, inverted = self.image_processor.prepare_and_tell(image)
         quality = None
         if check_quality:
-            quality = _inspected(image, radiograph, inverted=inverted, image_size=self.model.config.image_size)
+            # A network that reads enlarged copies has never seen more detail than the copies have.
+            seen = self.image_processor.source_size or self.model.config.image_size
+            detail = min(self.model.config.image_size, seen)
+            quality = _inspected(image, radiograph, inverted=inverted, image_size=detail)
             refuse(quality)
         # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.
         return {

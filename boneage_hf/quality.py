@@ -131,7 +131,7 @@ def inspect(
 
     Args:
         image: mode ``"L"``, as it was read.
-        image_size: side in pixels of what the network reads.
+        image_size: side in pixels of what the network reads, or of the copies that it was trained on if that is less.
         colour_share: of the source, see `radiograph.colour_share`.
         inverted: the image processor inverts it, because its bones are dark on a light ground.
         drawn_phantom: the source carries the mark of a drawn phantom.
@@ -160,7 +160,11 @@ def _check_size(image: Image.Image, image_size: int) -> Check:
     if min(image.size) < MIN_SIDE:
         return Check("size", "refuse", f"{size}, too few to see a bone: give the original, not a thumbnail.")
     if min(image.size) < image_size:
-        return Check("size", "warn", f"{size} and was enlarged to {image_size}: details are missing.")
+        return Check(
+            "size",
+            "warn",
+            f"{size}, fewer than the {image_size} that the network was trained on: details are missing.",
+        )
     return Check("size", "pass", f"{size}.")
 
 

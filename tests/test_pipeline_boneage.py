@@ -71,6 +71,19 @@ def test_the_answer_is_the_models_own(pipe: BoneAgePipeline) -> None:
     assert np.array_equal(answer["attention"], output.attention[0].numpy())
 
 
+@pytest.mark.parametrize(("side", "verdict"), [(96, "pass"), (95, "warn")])
+def test_a_picture_as_large_as_the_training_copies_is_not_called_small_where_the_network_reads_more(
+    side: int, verdict: str
+) -> None:
+    config, processor = tiny_config(), tiny_processor()
+    config.image_size, processor.source_size = 128, 96
+    processor.size = {"height": 128, "width": 128}
+    larger = BoneAgePipeline(model=BoneAgeModel(config).eval(), image_processor=processor, task=TASK, device=CPU)
+    hand = Image.fromarray(GREY).resize((side, side))
+    checks = larger(hand, sex="female")["quality"].checks
+    assert {check.name: check.verdict for check in checks}["size"] == verdict
+
+
 def test_sex_matters_to_a_model_that_uses_it(pipe: BoneAgePipeline) -> None:
     assert abs(pipe(HAND, sex="female")["bone_age_months"] - pipe(HAND, sex="male")["bone_age_months"]) > 1
 
