@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boneage_hf.errors import InputError
+from boneage_hf.memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -333,6 +334,9 @@ def _copies(arguments: argparse.Namespace) -> str:
 
 
 def _stress(arguments: argparse.Namespace) -> str:
+    # Before numpy and torch, whose threads get arenas of their own while that is allowed. The threads of the stress
+    # test would take those over, and such an arena hands large blocks back at once (384 px: 68 s a setting, not 17).
+    keep_freed_memory()
     from .stress import stress_checkpoint
 
     return str(

@@ -1,6 +1,8 @@
 """The stress test on drawn hands and simulated predictions: no radiograph."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +233,16 @@ def test_a_mistake_is_told_in_one_sentence(
     assert main(["stress", TINY, str(phantoms), "--out", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+_LISTEN = """
+import sys
+import benchmarks.cli
+benchmarks.cli.keep_freed_memory = lambda: print("numpy" in sys.modules)
+benchmarks.cli.main(["stress", "nowhere", "nowhere", "--out", "nowhere"])
+"""
+
+
+def test_the_allocator_is_told_before_numpy_starts_threads_with_arenas_of_their_own() -> None:
+    listened = subprocess.run([sys.executable, "-c", _LISTEN], capture_output=True, text=True, check=True)
+    assert listened.stdout.split() == ["False"]
