@@ -503,5 +503,8 @@ progress::-moz-progress-bar { background: #0369a1; }
   #reply { padding: 16px; min-height: 0; }
   #answer .age { font-size: 1.75rem; }
   #answer dl div { display: block; }
+  /* Small letters, but the child's point is seen at once: an older child's lay beyond the edge. */
+  #answer .plot { margin-left: -16px; margin-right: -16px; }
+  #answer .plot svg { min-width: 0; border-radius: 0; }
 }
 """

@@ -1137,7 +1137,7 @@ def test_a_phone_shows_one_column_and_always_the_notice(visit: Callable[..., Vis
     seen.ask()
     seen.answer()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for part in ("#question", "#reply", "#answer .stack", "#answer .plot", "#save", "#examples"):
+    for part in ("#question", "#reply", "#answer .stack", "#answer .plot", "#answer .plot svg", "#save", "#examples"):
         box = seen.page.locator(part).bounding_box()
         assert box["x"] >= 0, part
         assert box["x"] + box["width"] <= PHONE["width"], part  # the page clips what is wider
