@@ -316,7 +316,9 @@ class _Trainings:
                 path = out / predictions_name(key)
                 if key in self.runs or known is None:
                     continue
-                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known["predictions_sha256"]:
+                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known.get(
+                    "predictions_sha256"
+                ):
                     raise InputError(f"--out: {path.name} is not what {run_name(key)} wrote; name another folder.")
                 self.runs[key], self.predictions[key] = known, read_predictions(path, "--out")
 

@@ -427,7 +427,7 @@ def _with_what_is_known(row: BatchRow, told: TableRow, header: Prefill, common: 
     if age is None:
         age = header_age
         if "chronological age" in header.unusable:
-            warnings.append("The DICOM header says an impossible chronological age: give it in the table.")
+            warnings.append("The DICOM header's dates give no possible chronological age: give it in the table.")
     elif header_age is not None and abs(age - header_age) > AGE_TOLERANCE_MONTHS:
         warnings.append("The DICOM header says another chronological age than the table: check which is right.")
     return replace(

@@ -152,8 +152,8 @@ class BoneAgePipeline(Pipeline):
         quality = None
         if check_quality:
             # A network that reads enlarged copies has never seen more detail than the copies have.
-            seen = self.image_processor.source_size or self.model.config.image_size
-            detail = min(self.model.config.image_size, seen)
+            reads, copies = self.model.config.image_size, self.image_processor.source_size
+            detail = reads if copies is None else min(reads, copies)
             quality = _inspected(image, radiograph, inverted=inverted, image_size=detail)
             refuse(quality)
         # -1 stands for "not given" so that a batch collates; only a model that does not use sex ever sees it.

@@ -260,7 +260,7 @@ def test_what_the_header_says_in_vain_is_told_where_nothing_else_says_it(pipe: B
     rows = _rows(pipe, {"a": vain, "b": vain}, "file,sex,chronological_age_months\nb,female,120\n", "female")
     assert [row.bone_age_months is not None for row in rows] == [True, True]
     assert "neither female nor male: the one for all files was taken" in str(rows[0].warnings)
-    assert "impossible chronological age: give it in the table" in str(rows[0].warnings)
+    assert "no possible chronological age: give it in the table" in str(rows[0].warnings)
     assert rows[1].warnings is None
 
 

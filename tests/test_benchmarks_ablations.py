@@ -91,6 +91,13 @@ def finished(prepared_phantoms: Path, weights: Path, runs: Path, tmp_path_factor
     return out
 
 
+@pytest.fixture
+def elsewhere(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The result folder of `finished`, on a machine without its run folders."""
+    monkeypatch.setenv("BONEAGE_RUNS", str(tmp_path / "no-runs"))
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
@@ -246,43 +253,27 @@ def test_a_finished_run_is_not_trained_again_and_goes_into_any_result_folder(
 
 
 def test_the_result_folder_is_enough_to_go_on_from_on_another_machine(
-    finished: Path,
-    prepared_phantoms: Path,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple[bool, int]],
+    elsewhere: Path, finished: Path, prepared_phantoms: Path, weights: Path, steps: list[tuple[bool, int]]
 ) -> None:
-    monkeypatch.setenv("BONEAGE_RUNS", str(tmp_path / "no-runs"))
-    out = shutil.copytree(finished, tmp_path / "out")
-    start(prepared_phantoms, weights, out, seeds=2)
+    start(prepared_phantoms, weights, elsewhere, seeds=2)
     assert steps == []
-    assert (out / "ablations.csv").read_bytes() == (finished / "ablations.csv").read_bytes()
+    assert (elsewhere / "ablations.csv").read_bytes() == (finished / "ablations.csv").read_bytes()
 
 
 def test_runs_of_another_recipe_are_not_taken_over_from_the_result_folder(
-    finished: Path,
-    prepared_phantoms: Path,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple[bool, int]],
+    elsewhere: Path, prepared_phantoms: Path, weights: Path, steps: list[tuple[bool, int]]
 ) -> None:
-    monkeypatch.setenv("BONEAGE_RUNS", str(tmp_path / "no-runs"))
-    out = shutil.copytree(finished, tmp_path / "out")
     longer = dataclasses.replace(AVERAGE, recipe=dataclasses.replace(AVERAGE.recipe, learning_rate=2e-3))
-    start(prepared_phantoms, weights, out, seeds=1, arms=(BASE, longer))
+    start(prepared_phantoms, weights, elsewhere, seeds=1, arms=(BASE, longer))
     assert steps == [(True, 0)] * STEPS
 
 
 def test_predictions_that_a_run_did_not_write_are_refused(
-    finished: Path, prepared_phantoms: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Path, prepared_phantoms: Path, weights: Path
 ) -> None:
-    monkeypatch.setenv("BONEAGE_RUNS", str(tmp_path / "no-runs"))
-    out = shutil.copytree(finished, tmp_path / "out")
-    (out / "predictions-average-seed1.csv").write_text("id,predicted_months\n1,1\n")
+    (elsewhere / "predictions-average-seed1.csv").write_text("id,predicted_months\n1,1\n")
     with pytest.raises(InputError, match="is not what average-seed1 wrote"):
-        start(prepared_phantoms, weights, out, seeds=2)
+        start(prepared_phantoms, weights, elsewhere, seeds=2)
 
 
 def test_an_interrupted_command_goes_on_within_the_epoch_and_ends_as_if_it_had_not_been_interrupted(
