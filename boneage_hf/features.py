@@ -80,7 +80,7 @@ def cached_features(
     settings = {
         "version": _VERSION,
         "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
-        "backbone": _hash_of_tensors(model.backbone),
+        "backbone": hash_of_tensors(model.backbone),
         "changes": repr(changes),
         "views": views,
         "seed": seed,
@@ -88,8 +88,7 @@ def cached_features(
         "bfloat16": bfloat16,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for start in range(0, len(images), 256):
-        digest.update(np.ascontiguousarray(images.pixels[start : start + 256]).tobytes())
+    add_pixels(digest, images)
     shape = (views * len(images), int(model.backbone.num_features), model.grid, model.grid)
     target = cache / f"{digest.hexdigest()[:32]}.f16"
     if not target.is_file():
@@ -164,7 +163,14 @@ def _write(target: Path, batches: _Batches, *, shape: tuple[int, ...], views: in
     unfinished.replace(target)
 
 
-def _hash_of_tensors(module: Any) -> str:
+def add_pixels(digest: Any, images: PreparedImages) -> None:
+    """Feed the pixels of the images to a hash of hashlib, a part at a time."""
+    for start in range(0, len(images), 256):
+        digest.update(np.ascontiguousarray(images.pixels[start : start + 256]).tobytes())
+
+
+def hash_of_tensors(module: Any) -> str:
+    """SHA-256 of a module's state: names, types and values."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

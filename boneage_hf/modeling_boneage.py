@@ -80,6 +80,13 @@ class ChannelExpansion(nn.Module):
         return attention.unsqueeze(1) * self.weight.view(1, -1, 1, 1)
 
 
+def attention_mean(features: torch.Tensor, weights: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """Weighted mean over positions: (B, C, h, w) and (B, C or 1, h, w) -> (B, C) float32"""
+    # A division by the mean attention, which may be as small as 1e-5: fp32 whatever the weights' type.
+    weighted = (features.float() * weights.float()).mean(dim=(2, 3))
+    return weighted / (weights.float().mean(dim=(2, 3)) + epsilon)
+
+
 class AttentionPooling(nn.Module):
     """Features -> attention map and the attention-weighted mean of the features (RescaleGAP)."""
 
@@ -102,9 +109,7 @@ class AttentionPooling(nn.Module):
             hidden_states = conv(hidden_states).relu()  # (B, 64, h, w), then (B, 16, h, w)
         attention = self.local(hidden_states).float().sigmoid()  # (B, h, w)
         weights = self.expand(attention)  # (B, C, h, w)
-        # A division by the mean attention, which may be as small as 1e-5: fp32 whatever the weights' type.
-        weighted = (features.float() * weights.float()).mean(dim=(2, 3))  # (B, C)
-        pooled = weighted / (weights.float().mean(dim=(2, 3)) + self.epsilon)
+        pooled = attention_mean(features, weights, epsilon=self.epsilon)  # (B, C)
         return pooled.to(features.dtype), attention
 
 

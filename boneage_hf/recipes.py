@@ -35,6 +35,9 @@ class Recipe:
         loss: `"mse"` or `"smooth_l1"` with beta 0.1, see [`BoneAgeConfig`].
         feature_dropout, head_dropout: see [`BoneAgeConfig`]; a checkpoint that the run starts from takes them too.
         scale_targets: fit mean and SD of age on the training split; if false the targets are raw months.
+        teacher: a checkpoint (packaged name, folder or Hub id) whose pooled features of each unchanged training image
+            are a further target of the backbone, see `boneage_hf.distillation`; None for labels alone.
+        teacher_weight: of that further loss.
         ema: decay of the moving average of the weights that is validated and saved, 0 for none.
         seed: of order, augmentation, dropout and random weights.
     """
@@ -60,6 +63,8 @@ class Recipe:
     feature_dropout: float = 0.5
     head_dropout: float = 0.25
     scale_targets: bool = True
+    teacher: str | None = None
+    teacher_weight: float = 1.0
     ema: float = 0.998
     seed: int = 0
 
@@ -80,7 +85,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "eval_batch_size", "per_category", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"Recipe: {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("weight_decay", "seed", "cached_views"):
+        for name in ("weight_decay", "seed", "cached_views", "teacher_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"Recipe: {name} must be 0 or more, not {getattr(self, name)}.")
         for name in ("ema", "feature_dropout", "head_dropout"):
@@ -276,6 +281,7 @@ _KINDS: dict[tuple[type, ...], str] = {
     (str,): "a word",
     (bool,): "true or false",
     (int, type(None)): "a whole number or null",
+    (str, type(None)): "a word or null",
 }
 
 
@@ -293,6 +299,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
             str: (str,),
             bool: (bool,),
             int | None: (int, type(None)),
+            str | None: (str, type(None)),
         }
         expected = allowed[kinds[name]]
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):

@@ -39,6 +39,7 @@ from . import __version__, augmentation
 from .backbones_boneage import TransformersBackbone
 from .configuration_boneage import BoneAgeConfig
 from .data import fingerprint, hub_source, load_split, read_manifest
+from .distillation import Student, teacher_features
 from .errors import InputError
 from .evaluation import (
     evaluate_checkpoint,
@@ -51,7 +52,7 @@ from .evaluation import (
 from .features import CachedFeatures, cached_features
 from .files import write_text
 from .folding import fold_checkpoint
-from .hub import WEIGHTS_FILE, replace_folder, save_checkpoint
+from .hub import WEIGHTS_FILE, checkpoint_revision, load_pipeline, replace_folder, save_checkpoint
 from .image_processing_boneage import BoneAgeImageProcessor
 from .initial_weights import (
     IMAGE_NORMALISATION,
@@ -144,6 +145,7 @@ class Batch:
     sex: torch.Tensor | None
     labels: torch.Tensor
     backbone_features: torch.Tensor | None = None
+    teacher_features: torch.Tensor | None = None
 
 
 def make_batch(
@@ -262,7 +264,11 @@ def _write_failure(error: Exception, folder: Path) -> InputError:
 
 
 class TrainingRun:
-    """The parts of a run that its steps share: model, optimizer, average, images, and where it stands."""
+    """The parts of a run that its steps share: model, optimizer, average, images, and where it stands.
+
+    Args:
+        teacher_targets: of the training images, see [`teacher_features`]; None where the labels alone teach.
+    """
 
     def __init__(
         self,
@@ -275,6 +281,7 @@ class TrainingRun:
         validation_images: PreparedImages,
         *,
         accumulation: int,
+        teacher_targets: np.ndarray | None = None,
     ) -> None:
         self.train_features: CachedFeatures | None = None
         self.validation_features: CachedFeatures | None = None
@@ -289,7 +296,15 @@ class TrainingRun:
             raise InputError("There are fewer training images than one batch; lower it with --set batch_size=...")
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
         self.average = MovingAverage(model, recipe.ema) if recipe.ema else None
-        self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(recipe, self.model))
+        self.teacher_targets = teacher_targets
+        self.student: Student | None = None
+        optimizer = build_optimizer(recipe, self.model)
+        if teacher_targets is not None:
+            torch.manual_seed(recipe.seed)  # the same map in every process
+            self.student = Student(self.model, teacher_targets.shape[1], weight=recipe.teacher_weight)
+            self.student.to(accelerator.device)
+            optimizer.add_param_group({"params": list(self.student.projection.parameters())})
+        self.wrapped, self.optimizer = accelerator.prepare(self.student or self.model, optimizer)
         self.progress = Progress()
         torch.manual_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
 
@@ -349,7 +364,7 @@ class TrainingRun:
             first = (self.accelerator.process_index * self.accumulation + turn) * self.share
             part = slice(first, first + self.share)
             if self.train_features is not None:
-                yield make_feature_batch(
+                batch = make_feature_batch(
                     self.train_images,
                     self.train_features,
                     indices[part],
@@ -357,15 +372,19 @@ class TrainingRun:
                     uses_sex=self.model.config.uses_sex,
                     device=self.accelerator.device,
                 )
-                continue
-            yield make_batch(
-                self.train_images,
-                indices[part],
-                parameters[part],
-                processor=self.processor,
-                uses_sex=self.model.config.uses_sex,
-                device=self.accelerator.device,
-            )
+            else:
+                batch = make_batch(
+                    self.train_images,
+                    indices[part],
+                    parameters[part],
+                    processor=self.processor,
+                    uses_sex=self.model.config.uses_sex,
+                    device=self.accelerator.device,
+                )
+            if self.teacher_targets is not None:
+                targets = torch.from_numpy(self.teacher_targets[indices[part]])
+                batch = dataclasses.replace(batch, teacher_features=targets.to(self.accelerator.device))
+            yield batch
 
     def step(self, batches: Iterable[Batch], *, epoch: int, step: int) -> float:
         """One step of the optimizer on a global batch; returns its mean loss over all processes.
@@ -378,12 +397,7 @@ class TrainingRun:
             last = turn == self.accumulation
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped(
-                        pixel_values=batch.pixel_values,
-                        sex=batch.sex,
-                        labels=batch.labels,
-                        backbone_features=batch.backbone_features,
-                    ).loss
+                    loss = self.loss(batch)
                 self.accelerator.backward(loss / self.accumulation)
             total += loss.detach() / self.accumulation
         mean = float(self.accelerator.reduce(total, reduction="mean"))
@@ -398,6 +412,18 @@ class TrainingRun:
         if self.average is not None:
             self.average.update(self.model, done)
         return mean
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Scalar, of this process's part of a batch."""
+        inputs = {
+            "pixel_values": batch.pixel_values,
+            "sex": batch.sex,
+            "labels": batch.labels,
+            "backbone_features": batch.backbone_features,
+        }
+        if self.student is None:
+            return self.wrapped(**inputs).loss
+        return self.wrapped(**inputs, teacher_features=batch.teacher_features)
 
     def train_epoch(self, *, save_seconds: float, quiet: bool) -> None:
         """From where the run stands to the end of the epoch, saving the state every `save_seconds`."""
@@ -521,6 +547,8 @@ class TrainingRun:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
+        if self.student is not None:
+            tensors |= {f"projection.{name}": value for name, value in self.student.projection.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
         for rank, states in enumerate(generators):
@@ -561,6 +589,8 @@ class TrainingRun:
                 f"{self.accelerator.num_processes}."
             )
         self.model.load_state_dict(groups["model"])
+        if self.student is not None:
+            self.student.projection.load_state_dict(groups["projection"])
         if self.average is not None:
             device = self.accelerator.device
             self.average.values = {name: groups["average"][name].to(device) for name in self.average.values}
@@ -803,14 +833,17 @@ def train(
             prepare_images(load_split(dataset, name), processor, cache=cache, name=name, progress=not quiet)
             for name in ("train", "selection")
         )
+    targets, teacher = _ask_teacher(accelerator, dataset, recipe, train_images, progress=not quiet)
     if saved is not None:
         _check_data(saved, train_images, validation_images)
+        _check_teacher(saved, teacher)
         model = BoneAgeModel(BoneAgeConfig.from_dict(saved["config"]))
     else:
         model, initial = build_model(recipe, initial_weights=str(initial_weights), train=train_images)
         model.config.provenance = {
-            "recipe": recipe.to_dict(),
+            "recipe": {**recipe.to_dict(), "teacher": teacher["source"] if teacher else None},
             "initial_weights": initial,
+            **({"teacher": teacher} if teacher else {}),
             "data": {"kind": manifest["kind"], **manifest["settings"], **hub_source(dataset)},
             "train_n": len(train_images),
             "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
@@ -823,7 +856,15 @@ def train(
             "versions": package_versions(("torch", "transformers", "accelerate")),
         }
     run = TrainingRun(
-        accelerator, folder, recipe, model, processor, train_images, validation_images, accumulation=accumulation
+        accelerator,
+        folder,
+        recipe,
+        model,
+        processor,
+        train_images,
+        validation_images,
+        accumulation=accumulation,
+        teacher_targets=targets,
     )
     if saved is not None:
         run.load_state()
@@ -841,6 +882,46 @@ def train(
     if run.progress.best_mae_months is None or run.progress.best_epoch is None:
         raise InputError("No epoch had a validation error; the selection half of validation may be empty.")
     return TrainingResult(folder / "checkpoint", run.progress.best_mae_months, run.progress.best_epoch)
+
+
+def _ask_teacher(
+    accelerator: Accelerator, dataset: str | Path, recipe: Recipe, train_images: PreparedImages, *, progress: bool
+) -> tuple[np.ndarray | None, dict[str, Any] | None]:
+    """The teacher's features of the training images, and who it is: `source`, `revision` and its own `provenance`.
+
+    Raises:
+        InputError: the teacher is not to be had, or it looks at other images than the training does.
+    """
+    if recipe.teacher is None:
+        return None, None
+    pipe = load_pipeline(recipe.teacher, device=accelerator.device)
+    local = Path(recipe.teacher).exists()
+    teacher = {
+        "source": Path(recipe.teacher).resolve().name if local else recipe.teacher,
+        "revision": checkpoint_revision(pipe),
+        "provenance": pipe.model.config.provenance,
+    }
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    with accelerator.main_process_first():  # the others find the cache filled
+        images = prepare_images(
+            load_split(dataset, "train"),
+            pipe.image_processor,
+            cache=runs_folder() / "prepared-images",
+            name="train",
+            progress=progress,
+        )
+        if images.ids != train_images.ids:
+            raise InputError("The teacher was given other images than the training; delete the cache and start again.")
+        targets = teacher_features(
+            pipe.model,
+            pipe.image_processor,
+            images,
+            cache=runs_folder() / "teacher-features",
+            bfloat16=accelerator.mixed_precision == "bf16",
+            progress=progress,
+        )
+    return targets, teacher
 
 
 def record_cost(folder: Path, *, processes: int = 1) -> None:
@@ -912,6 +993,15 @@ def _check_data(saved: dict[str, Any], train_images: PreparedImages, validation_
             raise InputError(
                 f"The images of the split {name} are not those this run was started on; resume it on its own data."
             )
+
+
+def _check_teacher(saved: dict[str, Any], teacher: dict[str, Any] | None) -> None:
+    before = (saved["config"]["provenance"].get("teacher") or {}).get("revision")
+    if teacher is not None and teacher["revision"] != before:
+        raise InputError(
+            f"The teacher has the revision {teacher['revision']} now and had {before} when the run began; resume with "
+            "the checkpoint of then."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

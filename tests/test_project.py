@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
     "registration": TRAVELS,
     "initial_weights": MODEL,
     "prepared": BASE | {"radiograph", "image_processing_boneage"},
+    "distillation": MODEL | {"features", "image_processing_boneage", "prepared"},
     "features": MODEL | {"augmentation", "image_processing_boneage", "prepared"},
     "recipes": BASE,
     "hub_access": BASE,
@@ -96,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "fitted_gate": TRAVELS | {"calibrated_checkpoints", "data", "hub", "memory", "prepared"},
     "training": TRAVELS
     | {"files", "data", "splits", "augmentation", "prepared", "recipes", "initial_weights", "hub", "evaluation"}
-    | {"features", "folding", "memory", "publishing"},
+    | {"distillation", "features", "folding", "memory", "publishing"},
     "batch": TRAVELS | {"clinical"},
     # the Space
     "service": TRAVELS | {"batch", "explain"},
