@@ -89,6 +89,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None, stress
         adjustment_note=_adjustment_note(config),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
+        teacher_note=_teacher_note(provenance),
         plan=plan_that_repeats(provenance),
         plan_start=_plan_start(provenance),
         precision=provenance.get("mixed_precision", "no"),
@@ -206,6 +207,27 @@ def _base_model(provenance: dict[str, Any]) -> str | None:
         return source
     earlier = initial.get("provenance")
     return _base_model(earlier) if earlier else None
+
+
+def _teacher_note(provenance: dict[str, Any]) -> str:
+    """A sentence for each training that a finished checkpoint's features were further targets of."""
+    notes = []
+    for stage in _stages(provenance):
+        teacher = stage.get("teacher")
+        if teacher:
+            size = (stage.get("recipe") or {}).get("image_size", MISSING)
+            began = _first_weights(teacher.get("provenance") or {})
+            notes.append(
+                f" In the training at {size} px the features that `{teacher['source']}` (weights "
+                f"`{teacher['revision']}`; begun from {began}) has of the same training images were further targets; "
+                "it takes no part in an answer."
+            )
+    return "".join(notes)
+
+
+def _first_weights(provenance: dict[str, Any]) -> str:
+    """What the first of the trainings that led to some weights began with."""
+    return _initial_note(_stages(provenance)[0].get("initial_weights") or {})
 
 
 def _data_sets(provenance: dict[str, Any]) -> list[str] | None:

@@ -36,15 +36,15 @@ RSNA_REFERENCE_TRAIN = "bfe85996c66c9d7137ae82cdc600de31ae85ad65db799c8df6542af4
 
 
 def trained_on_rsna(config: BoneAgeConfig) -> bool:
-    """Whether a checkpoint's provenance says that it was trained on RSNA images, or on weights that were."""
+    """Whether a checkpoint's provenance says that it was trained on RSNA images, or on or by weights that were."""
     provenance = config.provenance or {}
     data = provenance.get("data")
     own = (isinstance(data, dict) and data.get("kind") == "rsna") or (
         provenance.get("train_fingerprint") == RSNA_REFERENCE_TRAIN
     )
-    initial = provenance.get("initial_weights")
-    earlier = initial.get("provenance") if isinstance(initial, dict) else None
-    return own or (bool(earlier) and trained_on_rsna(BoneAgeConfig(provenance=earlier)))
+    others = [provenance.get("initial_weights"), provenance.get("teacher")]
+    earlier = [other["provenance"] for other in others if isinstance(other, dict) and other.get("provenance")]
+    return own or any(trained_on_rsna(BoneAgeConfig(provenance=other)) for other in earlier)
 
 
 def storage_tensors(model: torch.nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:

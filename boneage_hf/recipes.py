@@ -173,10 +173,26 @@ _VGG19_HEAD = Recipe(
     seed=3,
 )
 
-#: The backbone that both VGG19 checkpoints share, at growing sizes.
+#: The backbone that both VGG19 checkpoints share: with BatchNorm at growing sizes, then folded and, with attention and
+#: head of the first one, taught by the packaged checkpoint.
 _VGG19_BACKBONE = (
     Stage(_VGG19_BN),
     Stage(dataclasses.replace(_VGG19_BN, image_size=192, epochs=2, learning_rate=5e-4, ema=0.99, seed=1)),
+    Stage(_VGG19_HEAD, fold=True),
+    Stage(
+        Recipe(
+            backbone="vgg19",
+            sex_input="none",
+            image_size=160,
+            epochs=3,
+            learning_rate=2e-4,
+            feature_dropout=0.2,
+            head_dropout=0.1,
+            teacher="default",
+            ema=0.995,
+            seed=4,
+        ),
+    ),
 )
 
 #: Several trainings in a row, each from the best checkpoint of the one before: `boneage train --recipe NAME`.
@@ -200,13 +216,12 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             ),
         ),
     ),
-    # The reference network where no ImageNet weights of VGG19 are to be had: a backbone of its own, at growing sizes,
-    # then attention and head on the frozen backbone.
-    "vgg19-attention": (*_VGG19_BACKBONE, Stage(_VGG19_HEAD, fold=True)),
+    # The reference network where no ImageNet weights of VGG19 are to be had: a backbone of its own.
+    "vgg19-attention": _VGG19_BACKBONE,
     # The same backbone, trained without sex; attention and a head that is given the sex.
     "vgg19-attention-sex": (
         *_VGG19_BACKBONE,
-        Stage(dataclasses.replace(_VGG19_HEAD, sex_input="embedding"), start="backbone", fold=True),
+        Stage(dataclasses.replace(_VGG19_HEAD, image_size=160, sex_input="embedding"), start="backbone"),
     ),
 }
 

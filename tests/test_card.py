@@ -128,6 +128,20 @@ def test_a_card_tells_the_trainings_before_this_one_and_where_they_began(tmp_pat
     assert "folder-of-mine" not in text
 
 
+def test_a_card_names_the_teacher_of_each_training_and_what_it_began_with(tmp_path: Path) -> None:
+    pipe = load_pipeline(TINY)
+    public = {"initial_weights": {"source": "public", "licence": "MIT"}}
+    teacher = {"source": "master", "revision": "0123456789ab", "provenance": public}
+    taught = {"recipe": {"epochs": 8, "image_size": 48}, "teacher": teacher}
+    pipe.model.config.provenance = {"initial_weights": {"source": "student", "provenance": taught}}
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "second")
+    text = " ".join(render_card(str(tmp_path / "second"), name="second", metrics_file=None).split())
+    assert (
+        "In the training at 48 px the features that `master` (weights `0123456789ab`; begun from `public`, licence "
+        "MIT) has of the same training images were further targets"
+    ) in text
+
+
 def test_a_card_shows_the_learning_curve_the_core_hours_and_the_command_that_repeats_them(tmp_path: Path) -> None:
     pipe = load_pipeline(TINY)
     machine = {"machine": "x86_64", "processor": "A chip", "cores": 2, "torch_threads": 2, "accelerator": None}

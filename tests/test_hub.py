@@ -182,6 +182,12 @@ def test_weights_fine_tuned_from_rsna_weights_count_as_trained_on_them() -> None
     assert not trained_on_rsna(config)
 
 
+def test_weights_taught_by_rsna_weights_count_as_trained_on_them() -> None:
+    config = tiny_model().config
+    config.provenance = {"data": {"kind": "own"}, "teacher": {"provenance": {"data": {"kind": "rsna"}}}}
+    assert trained_on_rsna(config)
+
+
 def test_a_model_that_came_with_code_can_be_saved_without(with_code: Path, tmp_path: Path) -> None:
     pipe = load_pipeline(with_code)
     save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "plain")

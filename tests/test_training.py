@@ -146,7 +146,7 @@ def temporary_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if ".tmp" in path.name or ".old" in path.name)
 
 
-def make_run(phantoms: Path, folder: Path, recipe: Recipe = TINY, *, accumulation: int = 1) -> TrainingRun:
+def make_run(phantoms: Path, folder: Path, recipe: Recipe = TINY, **options: Any) -> TrainingRun:
     """A run before its first step, without the folder's files."""
     train_images, selection = (prepared_split(phantoms, name, recipe) for name in ("train", "selection"))
     model, _ = build_model(recipe, initial_weights="random", train=train_images)
@@ -159,7 +159,7 @@ def make_run(phantoms: Path, folder: Path, recipe: Recipe = TINY, *, accumulatio
         make_processor(recipe),
         train_images,
         selection,
-        accumulation=accumulation,
+        **{"accumulation": 1, **options},
     )
 
 
@@ -656,6 +656,8 @@ def test_a_learning_curve_that_cannot_be_drawn_leaves_no_half_picture(
 
 STRONG = dataclasses.replace(TINY, ema=0.0)
 TWO = dataclasses.replace(TINY, epochs=2)
+#: A made-up teacher's features of the 90 training images.
+TARGETS = np.random.default_rng(5).standard_normal((90, 12)).astype(np.float32)
 
 
 def gradients_of_first_steps(run: TrainingRun, *, steps: int) -> dict[str, torch.Tensor]:
@@ -665,7 +667,7 @@ def gradients_of_first_steps(run: TrainingRun, *, steps: int) -> dict[str, torch
     order = epoch_order(run.recipe, run.train_images, 0)
 
     def keep(*_: Any) -> None:
-        for name, value in run.model.named_parameters():
+        for name, value in (run.student or run.model).named_parameters():
             if value.requires_grad:
                 assert value.grad is not None
                 gradients[f"{step}.{name}"] = value.grad.detach().clone(memory_format=torch.contiguous_format)
@@ -685,6 +687,8 @@ def _one_of_two(rank: int, ports: list[int], phantoms: Path, out: Path) -> None:
         run = make_run(phantoms, out, STRONG, accumulation=accumulation)
         assert run.accelerator.num_processes == 2
         save_file(gradients_of_first_steps(run, steps=2), out / f"gradients-{accumulation}-{rank}.safetensors")
+    run = make_run(phantoms, out, STRONG, teacher_targets=TARGETS)
+    save_file(gradients_of_first_steps(run, steps=2), out / f"gradients-taught-{rank}.safetensors")
     start(phantoms, out / "whole", TWO)
     # The end of a training is the end of its process group.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -746,6 +750,16 @@ def test_two_processes_compute_the_gradients_of_one(
 ) -> None:
     gradients = load_file(two_processes / f"gradients-{accumulation}-{rank}.safetensors")
     assert_gradients_equal(gradients_of_one, gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_learn_from_a_teacher_as_one_does(
+    rank: int, two_processes: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    one = gradients_of_first_steps(make_run(phantoms, tmp_path, STRONG, teacher_targets=TARGETS), steps=2)
+    assert "0.projection.weight" in one
+    assert_gradients_equal(one, load_file(two_processes / f"gradients-taught-{rank}.safetensors"))
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 16])
