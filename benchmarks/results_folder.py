@@ -178,6 +178,11 @@ def result_folders(results: Path = RESULTS) -> list[Path]:
     return sorted({path.parent for name in ("predictions.csv", "manifest.json") for path in results.glob(f"*/{name}")})
 
 
+#: How far a figure of a measured row may lie from that of its run: the run measures predictions as they are kept, with
+#: four decimals, and the row keeps its figures with four.
+ROUNDED_TWICE = 1.1e-4
+
+
 def check_rows(rows: Sequence[MeasuredResult], results: Sequence[Result]) -> None:
     """Every measured row must have the folder of its predictions, with the same numbers.
 
@@ -193,7 +198,8 @@ def check_rows(rows: Sequence[MeasuredResult], results: Sequence[Result]) -> Non
         again = result_of(result.metrics, system=row.system, checkpoint=row.checkpoint)
         for key, numbers in row.values.items():
             for old, new in zip(numbers, again.values[key], strict=True):
-                if (old is None) != (new is None) or (old is not None and new is not None and abs(old - new) > 6e-5):
+                same = old is new if old is None or new is None else abs(old - new) <= ROUNDED_TWICE
+                if not same:
                     raise InputError(f"{where}: {key} is not that of {result.folder}/metrics.json; add it again.")
 
 

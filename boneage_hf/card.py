@@ -219,8 +219,8 @@ def _teacher_note(provenance: dict[str, Any]) -> str:
             began = _first_weights(teacher.get("provenance") or {})
             notes.append(
                 f" In the training at {size} px the features that `{teacher['source']}` (weights "
-                f"`{teacher['revision']}`; begun from {began}) has of the same training images were further targets; "
-                "it takes no part in an answer."
+                f"`{teacher['revision']}`; begun from {began}) has of the same training images were further targets, "
+                "so its losses hold their error as well; the teacher takes no part in an answer."
             )
     return "".join(notes)
 

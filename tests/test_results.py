@@ -1,6 +1,7 @@
 """The figures in README and model card are those of the committed evaluation of the packaged weights."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from benchmarks.checkpoints_table import END, START, checkpoints_text, shipped_checkpoints
-from benchmarks.measured import MEASURED_CSV
+from benchmarks.measured import MEASURED_CSV, load_measured
 from benchmarks.protocol import PROTOCOLS
+from benchmarks.results_folder import RESULTS, check_rows, load_result
 from boneage_hf.card import render_card
+from boneage_hf.errors import InputError
 from boneage_hf.hub import DEFAULT_CHECKPOINT, WEIGHTS_LICENCE, checkpoint_revision, load_pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +80,22 @@ def test_the_benchmark_has_the_measured_row_of_the_weights(checkpoint: Path) -> 
         rows = [row for row in csv.DictReader(file) if row["revision"] == measured["revision"]]
     assert [row["predictions_sha256"] for row in rows] == [measured["predictions_sha256"]]
     assert float(rows[0]["mae_months"]) == pytest.approx(measured["metrics"]["mae_months"], abs=0.005)
+
+
+def test_a_measured_row_may_differ_from_its_run_by_the_rounding_of_both_and_no_more() -> None:
+    run = load_result(RESULTS / "default-test-1024")
+    (row,) = (row for row in load_measured() if row.predictions_sha256 == run.metrics["predictions_sha256"])
+    low, high = run.metrics["metrics"]["median_absolute_error_months_ci95"]
+
+    def moved(by: float) -> Any:
+        value = row.values["median_absolute_error_months"][0]
+        return dataclasses.replace(
+            row, values={**row.values, "median_absolute_error_months": (value, low + by, high - by)}
+        )
+
+    check_rows([moved(9e-5)], [run])
+    with pytest.raises(InputError, match="median_absolute_error_months is not that of"):
+        check_rows([moved(2e-4)], [run])
 
 
 @pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
