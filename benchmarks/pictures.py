@@ -240,7 +240,7 @@ def draw_stress(studies: Mapping[str, Study]) -> str:
                     axis.add_patch(Rectangle((place, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
                     axis.text(place + 0.5, row + 0.52, text, ha="center", va="center", fontsize=7.5, color=ink)
             axis.set(xlim=(0, len(studies)), ylim=(len(names), 0), title=title)
-            axis.set_xticks(np.arange(len(studies)) + 0.5, [_wrapped(name, 15) for name in studies], fontsize=7.5)
+            axis.set_xticks(np.arange(len(studies)) + 0.5, [_wrapped(name, 16) for name in studies], fontsize=7.5)
             axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7.5)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
@@ -347,7 +347,7 @@ def _costs(one: Costed) -> str:
 
 
 def _wrapped(name: str, width: int = 30) -> str:
-    return "\n".join(textwrap.wrap(name, width))
+    return "\n".join(textwrap.wrap(name, width, break_long_words=False))
 
 
 def _svg(draw: Callable[["Figure"], None], *, size: tuple[float, float]) -> str:

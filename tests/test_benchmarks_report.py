@@ -13,6 +13,7 @@ import pytest
 from benchmarks.compare import compare_errors
 from benchmarks.findings import Findings, check_report
 from benchmarks.measured import MEASURES, MeasuredResult
+from benchmarks.pictures import _wrapped
 from benchmarks.protocol import get_protocol
 from benchmarks.registry import load_published, load_reference_table
 from benchmarks.report import MISSING, Section, build_sections, to_html, to_markdown, write_report
@@ -433,3 +434,7 @@ def test_text_of_a_table_cannot_become_markup(character: str) -> None:
     page = to_html(sections_with(measured_row(f"A{character}script", 9.0)))
     assert "<script" not in page
     assert any(f"A{character}script" in row for table in parsed(page).tables for row in table)
+
+
+def test_a_long_name_in_a_picture_is_not_broken_within_a_word() -> None:
+    assert _wrapped("boneage-hf vgg19-attention-sex", 10).split("\n") == ["boneage-hf", "vgg19-attention-", "sex"]
