@@ -220,6 +220,6 @@ def test_a_teacher_is_a_word_or_nothing() -> None:
 
 
 def test_a_teacher_that_there_is_not_is_named_before_anything_is_trained(phantoms: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="There is no checkpoint at that path"):
         learn(phantoms, tmp_path / "run", tmp_path / "nobody")
     assert not (tmp_path / "run").exists()
