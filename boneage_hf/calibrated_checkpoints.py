@@ -6,7 +6,7 @@ provenance, and the weights are the old ones.
 
 import copy
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,17 +146,21 @@ class CalibratedCheckpoint:
     def __str__(self) -> str:
         fit = self.fit
         lines = [f"{fit.n} images: " + ", ".join(f"{count} {sex}" for sex, count in fit.n_by_sex.items())]
+        place = ""
+        if fit.calibration is not None and fit.slope_used:
+            place = f" at a prediction of {fit.calibration['centre_months']:.1f} months"
         for name, offset in fit.offsets_months.items():
             shrunk = f", keeping {100 * fit.kept_difference[name]:.0f} % of its difference from the common offset"
             lines.append(
-                f"offset {name}: {offset:+.2f} months (measured {fit.measured_offsets_months[name]:+.2f}"
+                f"offset {name}: {offset:+.2f} months{place} (measured {fit.measured_offsets_months[name]:+.2f}"
                 f"{shrunk if len(fit.offsets_months) > 1 else ''})"
             )
-        lines.append(f"offset: {_verdict(fit.offset_gained, used=fit.calibration is not None)}")
+        alone = fit.calibration is not None and not fit.slope_used
+        lines.append(f"offset alone: {_verdict(fit.offset_gained, used=alone)}")
         if fit.slope is None or fit.slope_gained is None:
             lines.append(f"slope: not fitted, that takes {MIN_SLOPE_IMAGES} images")
         else:
-            lines.append(f"slope {fit.slope:.3f}: {_verdict(fit.slope_gained, used=fit.slope_used)}")
+            lines.append(f"slope {fit.slope:.3f} and offset: {_verdict(fit.slope_gained, used=fit.slope_used)}")
         if fit.calibration is None:
             lines.append("nothing was gained: the months stay as they are, the interval is the local one")
         low, high = fit.interval_width_ci95_months
@@ -185,6 +189,10 @@ def calibrate_checkpoint(
     """Write a checkpoint that is calibrated on a hospital's own labelled images; see
     [`boneage_hf.calibration.fit_local_calibration`].
 
+    Images that had a part in the checkpoint, or in one that it was made from or taught by, are known by the
+    fingerprint of their labels: the whole training split, either half of validation. A part of one of these cannot be
+    recognised, nor can one among other images: keep them out.
+
     Args:
         checkpoint: folder, Hub id or `"default"`.
         dataset: folder written by `boneage prepare` from these images.
@@ -195,7 +203,8 @@ def calibrate_checkpoint(
 
     Raises:
         InputError: the output is the checkpoint itself or holds something else; the checkpoint is calibrated locally
-            already; the images are those of the training; too few images; a number of the fit makes no sense.
+            already; the images are those that it was trained on, chosen by or fitted to; too few images; a number of
+            the fit makes no sense.
     """
     pipe = load_for_change(checkpoint, out)
     config = pipe.model.config
@@ -204,12 +213,10 @@ def calibrate_checkpoint(
     if flip_average is not None:
         config.flip_average = flip_average
     names = [split] if split is not None else [name for name in SPLIT_NAMES if name in load_prepared(dataset)]
-    tables = []
-    for name in names:
-        rows = load_split(dataset, name)
-        table = pd.DataFrame({"id": rows["id"], "reference_months": rows["bone_age_months"]})
-        _check_not_training(config.provenance, table)
-        tables.append(predict_dataset(pipe, rows, batch_size=batch_size, progress=progress))
+    _check_unseen(config.provenance, dataset, names)  # before minutes are spent on predictions
+    tables = [
+        predict_dataset(pipe, load_split(dataset, name), batch_size=batch_size, progress=progress) for name in names
+    ]
     table = pd.concat(tables, ignore_index=True)
     fit = fit_local_calibration(*_columns(table), sex=table["sex"].tolist(), uses_sex=config.uses_sex, shape=shape)
     config.local_calibration, config.interval = fit.calibration, fit.interval
@@ -221,6 +228,7 @@ def calibrate_checkpoint(
         "alpha": fit.interval["alpha"],
         "used": {"offsets": fit.calibration is not None, "slope": fit.slope_used},
         "measured_offsets_months": fit.measured_offsets_months,
+        "offsets_months": fit.offsets_months,
         "offset_gained": asdict(fit.offset_gained),
         "slope_gained": None if fit.slope_gained is None else asdict(fit.slope_gained),
         "interval_width_months": fit.interval_width_months,
@@ -282,9 +290,30 @@ def check_split(provenance: dict[str, Any] | None, ids: Sequence[str], bone_age_
         )
 
 
-def _check_not_training(provenance: dict[str, Any] | None, table: pd.DataFrame) -> None:
-    if _fingerprint(table) == (provenance or {}).get("train_fingerprint"):
-        raise InputError(
-            "These are the images that the weights were trained on, whose errors are too small: calibrate on images "
-            "that the model has not seen."
-        )
+def _check_unseen(provenance: dict[str, Any] | None, dataset: str | Path, names: Sequence[str]) -> None:
+    seen = dict(reversed(list(_seen(provenance or {}))))  # of two uses of the same images the first one is told
+    for name in names:
+        rows = load_split(dataset, name).select_columns(["id", "bone_age_months", "calibration"]).to_pandas()
+        reserved = rows["calibration"]
+        for part in (rows, rows[~reserved], rows[reserved]):
+            use = seen.get(fingerprint(part["id"].tolist(), part["bone_age_months"].tolist()))
+            if use is not None:
+                raise InputError(
+                    f"The split {name} holds the images that {use}, so their errors are not those of new images: "
+                    "calibrate on images that had no part in this checkpoint."
+                )
+
+
+def _seen(provenance: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label fingerprint and use of all images that had a part in a checkpoint or in those that it comes from."""
+    interval = provenance.get("interval") or {}
+    found = [
+        (provenance.get("train_fingerprint"), "the weights were trained on"),
+        (provenance.get("selection_fingerprint"), "the weights were chosen by"),
+        (interval.get("spread_fingerprint"), "an interval was fitted to"),
+        (interval.get("fingerprint"), "an interval was fitted to"),
+    ]
+    yield from ((labels, use) for labels, use in found if labels is not None)
+    for other in (provenance.get("initial_weights"), provenance.get("teacher")):
+        if isinstance(other, dict) and other.get("provenance"):
+            yield from _seen(other["provenance"])

@@ -189,7 +189,7 @@ class LocalCalibrationFit:
     interval: `interval` of a config, around the months as they are after the calibration.
     n_by_sex: images of each sex that occurs.
     measured_offsets_months: mean of reference - prediction by sex, as measured; one entry "all" for a model that does
-        not use sex.
+        not use sex. Where the slope is used, what is left of it beside the slope: at `centre_months` of `calibration`.
     offsets_months: the same, shrunk to the common one.
     common_offset_months: what they are shrunk to.
     kept_difference: share of a sex's own difference from the common offset that is kept, by sex.
@@ -266,37 +266,32 @@ def fit_local_calibration(
     if reference.max() <= 25 and np.median(predicted) > 30:  # no child is older than 25 years
         raise InputError("The references look like years (all at most 25); give bone ages in months.")
 
-    def offsets_only(known: NDArray[np.bool_]) -> dict[str, Any]:
+    def offsets_only(known: NDArray[np.bool_]) -> _Fitted:
         found = shrunken_offsets((reference - predicted)[known], group[known])
-        return {"offsets_months": found.offsets_months, "slope": 1.0, "centre_months": float(predicted.mean())}
+        return _Fitted(found, slope=1.0, centre_months=float(predicted.mean()))
 
-    def with_slope(known: NDArray[np.bool_]) -> dict[str, Any]:
+    def with_slope(known: NDArray[np.bool_]) -> _Fitted:
         slope = _slope(predicted[known], reference[known], group[known])
         centre = float(predicted[known].mean())
         flat = reference - centre - slope * (predicted - centre)
-        return {
-            "offsets_months": shrunken_offsets(flat[known], group[known]).offsets_months,
-            "slope": slope,
-            "centre_months": centre,
-        }
+        return _Fitted(shrunken_offsets(flat[known], group[known]), slope=slope, centre_months=centre)
 
     fold = folds(len(predicted), group=group, seed=seed)
 
-    def out_of_fold(fit: Callable[[NDArray[np.bool_]], dict[str, Any]]) -> Months:
+    def out_of_fold(fit: Callable[[NDArray[np.bool_]], _Fitted]) -> Months:
         answers = np.empty_like(predicted)
         for index in range(FOLDS):
             held = fold == index
-            answers[held] = _apply_local(predicted[held], group[held], fit(~held))
+            answers[held] = _apply_local(predicted[held], group[held], fit(~held).calibration)
         return answers
 
     everything = np.ones(len(predicted), dtype=bool)
-    offsets = shrunken_offsets(reference - predicted, group)
-    calibration: dict[str, Any] | None = None
+    fitted, used = offsets_only(everything), False
     honest = predicted
     shifted = out_of_fold(offsets_only)
     offset_gained, slope_gained, slope, slope_used = cross_validation(predicted, shifted, reference), None, None, False
     if offset_gained.gain_months > 0:
-        calibration, honest = offsets_only(everything), shifted
+        used, honest = True, shifted
     if len(predicted) >= MIN_SLOPE_IMAGES:
         slope = _slope(predicted, reference, group)
         if not MIN_SLOPE <= slope <= MAX_SLOPE:
@@ -307,10 +302,11 @@ def fit_local_calibration(
         tilted = out_of_fold(with_slope)
         slope_gained = cross_validation(predicted, tilted, reference)
         if slope_gained.wins and cross_validation(honest, tilted, reference).wins:
-            calibration, honest, slope_used = with_slope(everything), tilted, True
+            fitted, used, honest, slope_used = with_slope(everything), True, tilted, True
     interval, width, width_ci95 = _local_interval(honest, reference, shape=shape, seed=seed)
+    offsets = fitted.offsets
     return LocalCalibrationFit(
-        calibration=calibration,
+        calibration=fitted.calibration if used else None,
         interval=interval,
         n_by_sex={name: list(sex).count(name) for name in SEXES if name in sex},
         measured_offsets_months=dict(zip(names, offsets.measured_months, strict=True)),
@@ -336,6 +332,24 @@ class Offsets:
     offsets_months: list[float]
     common_months: float
     kept: list[float]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Offsets and the slope that they stand beside."""
+
+    offsets: Offsets
+    slope: float
+    centre_months: float
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """`local_calibration` of a config."""
+        return {
+            "offsets_months": self.offsets.offsets_months,
+            "slope": self.slope,
+            "centre_months": self.centre_months,
+        }
 
 
 def shrunken_offsets(differences_months: Months, group: NDArray[np.int64]) -> Offsets:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tqdm import tqdm
 
-from .data_card import SPLIT_RULES, SPLITS, PreparedRow, manifest_of, render
+from .data_card import LICENCES, SPLIT_RULES, SPLITS, PreparedRow, manifest_of, render
 from .errors import InputError
 from .files import write_bytes
 from .hub_access import download, is_hub_id, split_id
@@ -646,6 +646,15 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     if not (path / _MANIFEST).is_file():
         raise InputError(f"{path} is no prepared data set; run `boneage prepare SOURCE OUT` and give OUT.")
     return _read_json(path / _MANIFEST)
+
+
+def licence_of(manifest: Mapping[str, Any]) -> str | None:
+    """Licence of a data set's images and labels, as its card names it; None for a table of one's own.
+
+    Args:
+        manifest: as :func:`read_manifest` returns it.
+    """
+    return LICENCES.get(manifest["kind"])
 
 
 def hub_source(source: str | os.PathLike[str]) -> dict[str, str]:

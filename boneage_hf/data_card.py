@@ -65,6 +65,11 @@ PUBLICATION_TERMS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: Kind of data set -> licence of its images and labels, as its card names it; a table's own terms are its owner's.
+LICENCES: Mapping[str, str] = MappingProxyType(
+    {"phantom": "apache-2.0", "rsna": "rsna-bone-age-challenge-non-commercial"}
+)
+
 _TABLE_TERMS = (
     "**Radiographs of patients**, prepared from a table of their owner's own. Who may see them, and for what, is for "
     "the owner and the ethics committee to say: do not pass them on without both."
@@ -218,12 +223,12 @@ def _metadata(manifest: Mapping[str, Any], features: Features) -> str:
     phantom = kind == "phantom"
     data = DatasetCardData(
         pretty_name=_TITLES[kind],
-        license={"phantom": "apache-2.0", "rsna": "other"}.get(kind),
+        license="other" if kind == "rsna" else LICENCES.get(kind),
         task_categories=["image-classification"],
         tags=["bone-age", "radiograph", "hand", "regression", *(["synthetic"] if phantom else ["medical"])],
     )
     if kind == "rsna":
-        data["license_name"] = "rsna-bone-age-challenge-non-commercial"
+        data["license_name"] = LICENCES[kind]
     info = DatasetInfo(features=features, splits=splits, dataset_size=sum(file["bytes"] for file in files.values()))
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
     data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in manifest["splits"]]

@@ -6,14 +6,17 @@ backbone in a fixed number of augmented views (or one unchanged view), and train
 
 import hashlib
 import json
+import math
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
 from . import augmentation
@@ -24,6 +27,9 @@ from .prepared import PreparedImages
 
 #: Raised whenever the same images, processor and backbone give other features.
 _VERSION = 1
+
+#: Seconds to wait for another computation of the same features before it is said what is waited for.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def cached_features(
     """Run the backbone over every view of every image, or reuse what an earlier call with the same inputs wrote.
 
     The file is named by a hash of pixels, processor, backbone weights, augmentation, seed and precision. An
-    interrupted computation goes on where it stopped, and gives the same features as an uninterrupted one.
+    interrupted computation goes on where it stopped, and gives the same features as an uninterrupted one. Of several
+    at the same time one computes, and the others wait for it and read what it wrote.
 
     Args:
         model: its backbone, in evaluation mode, on the model's device.
@@ -75,7 +82,7 @@ def cached_features(
         bfloat16: run the backbone in bf16 autocast.
 
     Raises:
-        InputError: features beyond the range of float16, or the cache cannot be written.
+        InputError: features beyond the range of float16, a cache that cannot be written, or one that is damaged.
     """
     settings = {
         "version": _VERSION,
@@ -94,12 +101,21 @@ def cached_features(
     if not target.is_file():
         batches = _Batches(model, processor, images, changes, seed=seed, bfloat16=bfloat16, batch_size=batch_size)
         try:
-            _write(target, batches, shape=shape, views=views, name=name, progress=progress)
+            cache.mkdir(parents=True, exist_ok=True)
+            with _alone(target, name=name, progress=progress):
+                if not target.is_file():  # else who was first has written it meanwhile
+                    _write(target, batches, shape=shape, views=views, name=name, progress=progress)
         except OSError as error:
             raise InputError(
                 f"The cache of features cannot be written ({error.strerror}): make room, lower cached_views, or let "
                 "BONEAGE_RUNS name a folder on another disk."
             ) from None
+    size, wanted = target.stat().st_size, _bytes_of(shape)
+    if size != wanted:
+        raise InputError(
+            f"The cache of features {target} is damaged ({size} bytes instead of {wanted}): delete it, and it is "
+            "computed anew."
+        )
     return CachedFeatures(np.memmap(target, np.float16, mode="r", shape=shape), views)
 
 
@@ -134,12 +150,30 @@ class _Batches:
         return maps.cpu().contiguous().numpy()
 
 
+def _bytes_of(shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(np.float16).itemsize
+
+
+@contextmanager
+def _alone(target: Path, *, name: str, progress: bool) -> Iterator[None]:
+    """Within the block no other process on this disk is in the block for the same target. The lock file stays: to
+    delete it would let one process lock the deleted file and another one a new one."""
+    lock = target.with_suffix(".lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=_PATIENCE))
+        except TimeoutError:
+            if progress:
+                tqdm.write(f"another training computes the features of {name}: waiting for it")
+            stack.enter_context(WeakFileLock(lock))
+        yield
+
+
 def _write(target: Path, batches: _Batches, *, shape: tuple[int, ...], views: int, name: str, progress: bool) -> None:
     """The rows in order, appended to a file that gets its name only when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".part")
     images, size = len(batches.images), batches.batch_size
-    row_bytes = int(np.prod(shape[1:])) * 2
+    row_bytes = _bytes_of(shape[1:])
     places = [(view, start) for view in range(views) for start in range(0, images, size)]
     with (
         unfinished.open("ab") as file,
@@ -160,6 +194,12 @@ def _write(target: Path, batches: _Batches, *, shape: tuple[int, ...], views: in
             bar.update(len(maps))
         file.flush()
         os.fsync(file.fileno())
+    if unfinished.stat().st_size != _bytes_of(shape):
+        unfinished.unlink()
+        raise InputError(
+            "The cache of features was written to by something else meanwhile and is deleted: start again, or let "
+            "BONEAGE_RUNS name another folder."
+        )
     unfinished.replace(target)
 
 

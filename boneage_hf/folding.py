@@ -49,6 +49,8 @@ def fold_model(model: BoneAgeModel) -> BoneAgeModel:
 def fold_checkpoint(checkpoint: str, out: Path) -> Folded:
     """Write the checkpoint `out` with a plain VGG19 in place of the `vgg19_bn` of `checkpoint`.
 
+    It is stored as float32.
+
     Raises:
         InputError: the checkpoint cannot be loaded or has another backbone; `out` is the checkpoint itself or holds
             something else.
@@ -59,9 +61,13 @@ def fold_checkpoint(checkpoint: str, out: Path) -> Folded:
     check_output(out)
     pipe = load_pipeline(checkpoint)
     folded = fold_model(pipe.model)
-    folded.config.provenance = {**(pipe.model.config.provenance or {}), "folded_from": checkpoint_revision(pipe)}
+    provenance = {**(pipe.model.config.provenance or {}), "folded_from": checkpoint_revision(pipe)}
+    provenance.pop("float16_storage", None)  # measured on other weights than these
+    folded.config.provenance = provenance
     try:
-        save_checkpoint(folded, pipe.image_processor, out, dtype=torch.float16)
+        # Products of what was stored, so hardly one fits into float16, and here are no images to measure what
+        # rounding them would do to predictions.
+        save_checkpoint(folded, pipe.image_processor, out, dtype=torch.float32)
     except OSError as error:
         raise InputError(f"The checkpoint cannot be written ({error.strerror}); name another folder.") from None
     return Folded(

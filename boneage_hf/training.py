@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from . import __version__, augmentation
 from .backbones_boneage import TransformersBackbone
 from .configuration_boneage import BoneAgeConfig
-from .data import fingerprint, hub_source, load_split, read_manifest
+from .data import fingerprint, hub_source, licence_of, load_split, read_manifest
 from .distillation import Student, teacher_features
 from .errors import InputError
 from .evaluation import (
@@ -303,7 +303,8 @@ class TrainingRun:
             torch.manual_seed(recipe.seed)  # the same map in every process
             self.student = Student(self.model, teacher_targets.shape[1], weight=recipe.teacher_weight)
             self.student.to(accelerator.device)
-            optimizer.add_param_group({"params": list(self.student.projection.parameters())})
+            for group in parameter_groups(recipe, self.student.projection):
+                optimizer.add_param_group(group)
         self.wrapped, self.optimizer = accelerator.prepare(self.student or self.model, optimizer)
         self.progress = Progress()
         torch.manual_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
@@ -539,7 +540,7 @@ class TrainingRun:
             InputError: the disk is full, or a weight is not finite; the state written before stays as it is.
         """
         # A gradient may overflow while the loss is still finite; the next loss would tell, after the state is lost.
-        if not all(bool(torch.isfinite(value).all()) for value in self.model.parameters()):
+        if not all(bool(torch.isfinite(value).all()) for value in (self.student or self.model).parameters()):
             raise self.diverged("a weight became NaN or infinite")
         generators = gather_object([_random_state(self.accelerator.device)])
         if not self.accelerator.is_main_process:
@@ -752,19 +753,25 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def build_optimizer(recipe: Recipe, model: BoneAgeModel) -> torch.optim.Optimizer:
-    """Adam, or AdamW with decay on matrices only (not on biases, BatchNorm or the sex vectors)."""
-    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    """Adam, or AdamW with decay as of [`parameter_groups`]."""
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameter_groups(recipe, model), lr=recipe.learning_rate)
+
+
+def parameter_groups(recipe: Recipe, module: torch.nn.Module) -> list[dict[str, Any]]:
+    """What of a module trains, as an optimizer takes it: with AdamW the recipe's decay is on matrices only (not on
+    biases, BatchNorm or the sex vectors), with Adam on nothing."""
+    trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam([value for _, value in trained], lr=recipe.learning_rate)
+        return [{"params": [value for _, value in trained], "weight_decay": 0.0}]
     # By name too: the bias of the locally connected layer has two dimensions.
     decays = {
         name: value.ndim > 1 and "embedding" not in name and not name.endswith("bias") for name, value in trained
     }
-    groups = [
+    return [
         {"params": [value for name, value in trained if decays[name]], "weight_decay": recipe.weight_decay},
         {"params": [value for name, value in trained if not decays[name]], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -844,7 +851,12 @@ def train(
             "recipe": {**recipe.to_dict(), "teacher": teacher["source"] if teacher else None},
             "initial_weights": initial,
             **({"teacher": teacher} if teacher else {}),
-            "data": {"kind": manifest["kind"], **manifest["settings"], **hub_source(dataset)},
+            "data": {
+                "kind": manifest["kind"],
+                "licence": licence_of(manifest),
+                **manifest["settings"],
+                **hub_source(dataset),
+            },
             "train_n": len(train_images),
             "train_fingerprint": fingerprint(train_images.ids, train_images.bone_age_months.tolist()),
             "selection_n": len(validation_images),

@@ -280,6 +280,24 @@ def test_all_images_are_used_unless_a_split_is_named(
     assert "): used" in str(calibrated)
 
 
+@pytest.mark.parametrize("tilt", [0.0, 0.2])
+def test_the_offsets_that_are_printed_and_recorded_are_those_of_the_config(
+    tilt: float, phantoms: Path, tmp_path: Path, readings: Callable[..., None]
+) -> None:
+    readings(low=9.0, tilt=tilt)
+    calibrated = calibrate_checkpoint(TINY, phantoms, tmp_path / "out", progress=False)
+    config: Any = load_pipeline(tmp_path / "out").model.config
+    female, male = config.local_calibration["offsets_months"]
+    recorded = config.provenance["local_calibration"]
+    assert recorded["offsets_months"] == {"female": female, "male": male}
+    assert recorded["used"] == {"offsets": True, "slope": tilt > 0}
+    assert recorded["measured_offsets_months"] == calibrated.fit.measured_offsets_months
+    centre = f" at a prediction of {config.local_calibration['centre_months']:.1f} months" if tilt else ""
+    for name, offset in (("female", female), ("male", male)):
+        measured = recorded["measured_offsets_months"][name]
+        assert f"offset {name}: {offset:+.2f} months{centre} (measured {measured:+.2f}, " in str(calibrated)
+
+
 def test_nothing_gained_is_said_and_the_months_stay(
     phantoms: Path, tmp_path: Path, readings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +329,65 @@ def test_images_of_the_training_are_refused(phantoms: Path, tmp_path: Path) -> N
     save_checkpoint(BoneAgeModel(config), tiny_processor(), tmp_path / "trained")
     with pytest.raises(InputError, match="trained on"):
         calibrate_checkpoint(str(tmp_path / "trained"), phantoms, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("through", [(), ("initial_weights",), ("teacher",), ("initial_weights", "teacher")])
+@pytest.mark.parametrize(
+    ("split", "field", "use"),
+    [
+        ("train", "train_fingerprint", "trained on"),
+        ("selection", "selection_fingerprint", "chosen by"),
+        ("selection", "spread_fingerprint", "fitted to"),
+        ("calibration", "fingerprint", "fitted to"),
+    ],
+)
+def test_images_that_had_a_part_in_the_checkpoint_or_what_it_comes_from_are_refused(
+    split: str,
+    field: str,
+    use: str,
+    through: tuple[str, ...],
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_late(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("predicted before the images were looked at")
+
+    monkeypatch.setattr(calibrated_checkpoints, "predict_dataset", too_late)
+    rows = load_split(phantoms, split)
+    labels = fingerprint(rows["id"], rows["bone_age_months"])
+    own = field in ("train_fingerprint", "selection_fingerprint")
+    provenance: dict[str, Any] = {field: labels} if own else {"interval": {field: labels}}
+    for step in reversed(through):
+        provenance = {step: {"source": "earlier", "provenance": provenance}, "train_fingerprint": "0" * 64}
+    config = tiny_config()
+    config.provenance = provenance
+    save_checkpoint(BoneAgeModel(config), tiny_processor(), tmp_path / "seen")
+    whole = "train" if split == "train" else "validation"
+    for name in (split, whole, None):  # alone, in the half of a split, and among all images
+        with pytest.raises(
+            InputError, match=f"split {name or whole} holds the images that .* {use}, .*: calibrate on"
+        ):
+            calibrate_checkpoint(str(tmp_path / "seen"), phantoms, tmp_path / "out", split=name, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_had_no_part_in_the_checkpoint_are_taken(
+    phantoms: Path, tmp_path: Path, readings: Callable[..., None]
+) -> None:
+    readings(low=9.0)
+    rows = load_split(phantoms, "selection")
+    config = tiny_config()
+    config.provenance = {
+        "train_fingerprint": "0" * 64,
+        "selection_fingerprint": fingerprint(rows["id"], rows["bone_age_months"]),
+        "initial_weights": {"source": "random", "revision": None},
+    }
+    save_checkpoint(BoneAgeModel(config), tiny_processor(), tmp_path / "trained")
+    calibrated = calibrate_checkpoint(
+        str(tmp_path / "trained"), phantoms, tmp_path / "out", split="train", progress=False
+    )
+    assert calibrated.fit.n == len(load_split(phantoms, "train"))
 
 
 # --- training goes on -----------------------------------------------------------------------------------------------

@@ -218,6 +218,28 @@ def test_a_slope_is_used_where_it_wins() -> None:
     assert sum(local_fit(200, seed).slope_used for seed in range(12)) <= 3
 
 
+@pytest.mark.parametrize("slope", [1.0, 1.3])
+def test_the_offsets_that_are_told_are_those_that_are_used(slope: float) -> None:
+    rng = np.random.default_rng(0)
+    sex = ["female"] * 60 + ["male"] * 60
+    # Beside a slope, sexes of different age have other offsets than without it.
+    predicted = np.concatenate([rng.normal(90, 25, 60), rng.normal(150, 25, 60)])
+    reference = 124 + slope * (predicted - 120) + rng.normal(0, 6, 120)
+    fit = fit_local_calibration(predicted, reference, sex=sex, uses_sex=True, shape=None)
+    assert fit.calibration is not None
+    assert fit.slope_used == (slope != 1.0)
+    used = fit.calibration["offsets_months"]
+    assert list(fit.offsets_months.values()) == used
+    answers = fit.calibration["centre_months"] + fit.calibration["slope"] * (
+        predicted - fit.calibration["centre_months"]
+    )
+    left = reference - answers
+    measured = fit.measured_offsets_months
+    assert list(measured.values()) == pytest.approx([left[:60].mean(), left[60:].mean()])
+    common = fit.common_offset_months
+    assert used == pytest.approx([common + fit.kept_difference[name] * (measured[name] - common) for name in SEXES])
+
+
 def test_a_slope_that_is_not_used_leaves_differences_as_they_are() -> None:
     fits = [local_fit(120, seed) for seed in range(6)]
     idle = [fit for fit in fits if not fit.slope_used]

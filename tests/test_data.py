@@ -1,8 +1,9 @@
 """From a folder in the challenge's layout to a prepared data set, and back out of it; on small drawn pictures."""
 
 import io
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import PngImagePlugin
 from boneage_hf import data
 from boneage_hf.data import (
     DataProblemsError,
+    licence_of,
     load_prepared,
     load_split,
     prepare,
@@ -222,6 +224,32 @@ def test_the_card_says_where_the_data_came_from_and_what_may_not_be_done_with_it
     assert "Seed 2017" in card
     assert all(str(summary["fingerprint"]) in card for summary in report.splits.values())
     assert "No row and no image of the source was left out." in card
+
+
+def test_the_licence_that_a_training_records_is_the_one_on_the_card(tmp_path: Path, phantoms: Path) -> None:
+    prepare(make_source(tmp_path / "source"), tmp_path / "out")
+    rsna, drawn = (
+        (licence_of(read_manifest(folder)), (folder / "README.md").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "out", phantoms)
+    )
+    assert rsna[0] is not None
+    assert f"license_name: {rsna[0]}\n" in rsna[1]
+    assert f"license: {drawn[0]}\n" in drawn[1]
+    assert licence_of({"kind": "table"}) is None
+
+
+@pytest.mark.parametrize("name", ["boneage_hf/checkpoints/default", "checkpoints/vgg19-attention-sex"])
+def test_checkpoints_trained_on_rsna_images_record_their_licence_at_every_step(name: str) -> None:
+    def steps(provenance: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield provenance
+        for before in (provenance.get("initial_weights"), provenance.get("teacher")):
+            if before is not None and before.get("provenance") is not None:
+                yield from steps(before["provenance"])
+
+    config = json.loads((Path(__file__).parent.parent / name / "config.json").read_text(encoding="utf-8"))
+    recorded = [step["data"] for step in steps(config["provenance"]) if "data" in step]
+    assert len(recorded) > 1
+    assert {(each["kind"], each["licence"]) for each in recorded} == {("rsna", licence_of({"kind": "rsna"}))}
 
 
 def test_no_path_of_the_machine_gets_into_the_data_set(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Feature maps of a frozen backbone: the same as without the cache, computed once, whole after an interruption."""
 
 import dataclasses
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ def compute(
     changes: augmentation.Augmentation = STRONG,
     views: int = 2,
     seed: int = 0,
+    progress: bool = False,
 ) -> CachedFeatures:
     return cached_features(
         model,
@@ -57,7 +61,7 @@ def compute(
         views=views,
         seed=seed,
         batch_size=4,
-        progress=False,
+        progress=progress,
     )
 
 
@@ -158,6 +162,69 @@ def test_an_interrupted_computation_goes_on_and_gives_the_same_features(
     np.testing.assert_array_equal(resumed.maps, whole.maps)
     assert len(again) == 6 - batches  # two views of ten images in batches of four
     assert not list((tmp_path / "stopped").glob("*.part"))
+
+
+def test_two_trainings_that_share_a_cache_compute_it_once_and_read_the_same(
+    model: BoneAgeModel,
+    images: PreparedImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = compute(model, images, tmp_path / "whole")
+    begun, done = threading.Event(), []
+    own = features._Batches.compute
+
+    def slowly(self: features._Batches, view: int, start: int) -> np.ndarray:
+        done.append((view, start))
+        if len(done) == 2:  # something is in the file
+            begun.set()
+        time.sleep(0.1)
+        return own(self, view, start)
+
+    monkeypatch.setattr(features._Batches, "compute", slowly)
+    monkeypatch.setattr(features, "_PATIENCE", 0.05)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(compute, model, images, tmp_path / "shared")
+        begun.wait(timeout=60)
+        second = pool.submit(compute, model, images, tmp_path / "shared", progress=True)
+    for found in (first.result(), second.result()):
+        np.testing.assert_array_equal(found.maps, whole.maps)
+    assert len(done) == 6  # two views of ten images in batches of four
+    assert "another training computes the features of train: waiting for it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [-2, 2])
+def test_a_cache_of_another_size_is_refused_and_named(
+    change: int, model: BoneAgeModel, images: PreparedImages, tmp_path: Path
+) -> None:
+    compute(model, images, tmp_path)
+    (file,) = tmp_path.glob("*.f16")
+    content = file.read_bytes()
+    file.write_bytes(content[:change] if change < 0 else content + bytes(change))
+    message = rf"{file.name} is damaged \({len(content) + change} bytes instead of {len(content)}\): delete it"
+    with pytest.raises(InputError, match=message):
+        compute(model, images, tmp_path)
+
+
+def test_features_among_which_something_else_has_written_do_not_get_their_name(
+    model: BoneAgeModel, images: PreparedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = features._Batches.compute
+
+    def disturbed(self: features._Batches, view: int, start: int) -> np.ndarray:
+        if (view, start) == (1, 4):
+            (part,) = tmp_path.glob("*.part")
+            with part.open("ab") as file:
+                file.write(b"not ours")
+        return own(self, view, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features._Batches, "compute", disturbed)
+        with pytest.raises(InputError, match=r"written to by something else .*: start again"):
+            compute(model, images, tmp_path)
+    assert not [*tmp_path.glob("*.f16"), *tmp_path.glob("*.part")]
+    assert len(compute(model, images, tmp_path)) == len(images)
 
 
 def test_features_beyond_float16_are_refused(images: PreparedImages, tmp_path: Path) -> None:

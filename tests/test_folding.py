@@ -1,7 +1,9 @@
 """A trained `vgg19_bn` checkpoint becomes a plain VGG19 that answers the same."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from make_tiny_checkpoint import CHECKPOINT
@@ -9,6 +11,7 @@ from make_tiny_checkpoint import CHECKPOINT
 from boneage_hf.cli import main
 from boneage_hf.configuration_boneage import BoneAgeConfig
 from boneage_hf.errors import InputError
+from boneage_hf.evaluation import float16_difference, predict_prepared
 from boneage_hf.folding import fold_checkpoint, fold_model
 from boneage_hf.hub import load_pipeline, save_checkpoint
 from boneage_hf.image_processing_boneage import BoneAgeImageProcessor
@@ -61,6 +64,25 @@ def test_a_folded_checkpoint_is_the_reference_network_and_says_what_it_was(check
     assert pipe.model.config.backbone == "vgg19"
     assert folded.values == sum(value.numel() for value in pipe.model.parameters())
     assert len((pipe.model.config.provenance or {})["folded_from"]) == 12
+
+
+def test_a_folded_checkpoint_is_not_rounded_and_does_not_tell_of_the_rounding_of_other_weights(
+    model: BoneAgeModel, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.head.output.weight.mul_(20)  # so that float16 would move predictions by more than may be
+    model.config.provenance = {"epoch": 3, "float16_storage": {"n": 32, "mean_months": 0.01, "largest_months": 0.02}}
+    processor = BoneAgeImageProcessor(size={"height": 64, "width": 64})
+    save_checkpoint(model, processor, tmp_path / "bn", dtype=torch.float32)
+    fold_checkpoint(str(tmp_path / "bn"), tmp_path / "folded")
+    pipe = load_pipeline(tmp_path / "folded", device="cpu")
+    assert set(pipe.model.config.provenance or {}) == {"epoch", "folded_from"}
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64), dtype=np.uint8)
+    sex = np.zeros(8, np.int64)
+    assert not float16_difference(pipe.model, processor, pixels, sex).allowed
+    own, folded = (predict_prepared(each, processor, pixels, sex) for each in (model, pipe.model))
+    assert np.abs(own - folded).mean() < 0.05
 
 
 def test_another_backbone_is_not_folded(tmp_path: Path) -> None:
