@@ -355,6 +355,19 @@ def verdict(table: pd.DataFrame) -> str:
     )
 
 
+def box_cells(items: Sequence[BoxedMap]) -> dict[str, float]:
+    """Region -> median of its boxes' larger side in cells of the map: below 1 a map cannot show it alone."""
+    sides: dict[str, list[float]] = {}
+    for item in items:
+        rows, columns = item.attention.shape
+        left, top, right, bottom = item.part
+        for region, boxes in item.boxes.items():
+            across = (boxes[:, 2] - boxes[:, 0]) * (right - left) * columns
+            down = (boxes[:, 3] - boxes[:, 1]) * (bottom - top) * rows
+            sides.setdefault(region, []).extend(np.maximum(across, down).tolist())
+    return {region: round(float(np.median(values)), 2) for region, values in sides.items() if values}
+
+
 def attention_of_checkpoint(
     checkpoint: str, dataset: str | Path, *, out: Path, boxes: str | Path = "builtin", progress: bool = True
 ) -> AttentionTest:
@@ -389,6 +402,7 @@ def attention_of_checkpoint(
         "n_by_split": {str(name): int(count) for name, count in counts.items()},
         "trained_on_this_training_part": _trained_on(pipe, prepared),
         "grid": list(items[0].attention.shape),
+        "box_cells": box_cells(items),
         "third_edges_months": list(third_edges(months)),
         "data_fingerprint": fingerprint([row["id"] for row in rows], months.tolist()),
         "boxes_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),

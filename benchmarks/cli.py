@@ -62,7 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         help="checkpoint: average an image and its mirror image (default: as the checkpoint says)",
     )
     run.add_argument("--device", help="such as cuda:0; by default the first accelerator, or else the CPU")
-    run.add_argument("--trained-on", action="append", metavar="PART", help="what the system has seen; may be repeated")
+    run.add_argument(
+        "--trained-on",
+        action="append",
+        metavar="PART",
+        help='what the system has seen: a part of RSNA, or "other: NAME"; may be repeated',
+    )
     run.add_argument("--trust-remote-code", action="store_true", help="transformers-remote: run the model's own code")
     run.add_argument("--crop-model", metavar="HUB_ID", help="transformers-remote (default: HUB_ID-crop)")
     run.add_argument("--no-histogram-matching", action="store_true", help="transformers-remote: another system")
@@ -85,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("add", help="take a metrics.json of `boneage evaluate` over into the measured rows")
     add.add_argument("metrics_json", type=Path, metavar="METRICS_JSON")
-    add.add_argument("--system", required=True, metavar="NAME", help="the name under which the report shows it")
+    add.add_argument(
+        "--system", metavar="NAME", help="under which reports show it (default: as in the row it replaces)"
+    )
     add.add_argument("--checkpoint", metavar="NAME", help="public name, where metrics.json holds another")
     add.add_argument("--protocol", metavar="NAME", help="where metrics.json names none that is known here")
     add.set_defaults(run=_add)
@@ -133,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "stress", help="predictions for images that are turned, darkened, marked, coarser, ..."
     )
     stress.add_argument("--split", default="test", help="default: %(default)s")
-    stress.add_argument("--limit", type=int, metavar="N", help="only the first N images of the split")
+    stress.add_argument("--limit", type=int, metavar="N", help="only N images of the split, evenly spaced")
     stress.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: %(default)s")
     stress.set_defaults(run=_stress)
 
@@ -200,6 +207,7 @@ def _run(arguments: argparse.Namespace) -> str:
     from .protocol import read_protocol
     from .run import choose_device, run_system
     from .systems import SystemOptions, build_system
+    from .systems.base import check_trained_on
 
     protocol = read_protocol(arguments.protocol)
     options = SystemOptions(
@@ -207,7 +215,7 @@ def _run(arguments: argparse.Namespace) -> str:
         batch_size=arguments.batch_size,
         flip_average=arguments.flip_average,
         device=choose_device(arguments.device),
-        trained_on=tuple(arguments.trained_on) if arguments.trained_on else None,
+        trained_on=check_trained_on(arguments.trained_on) if arguments.trained_on else None,
         trust_remote_code=arguments.trust_remote_code,
         crop_model=arguments.crop_model,
         histogram_matching=not arguments.no_histogram_matching,
@@ -247,6 +255,7 @@ def _compare(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> str:
+    from .attention import load_boxes
     from .findings import check_findings
     from .measured import load_measured
     from .registry import load_published, load_reference_table
@@ -257,9 +266,10 @@ def _check(arguments: argparse.Namespace) -> str:
     rows = measured if arguments.measured is None and not arguments.results else ()
     folders = arguments.results or result_folders()
     check_findings(folders, rows=rows, data=arguments.data)
+    boxed = len(load_boxes())
     return (
-        f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows and {len(folders)} "
-        "result folders are in order."
+        f"{len(published)} published, {len(printed)} printed and {len(measured)} measured rows, the boxes of {boxed} "
+        f"radiographs and {len(folders)} result folders are in order."
     )
 
 

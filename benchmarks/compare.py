@@ -164,6 +164,7 @@ def compare_results(results: Sequence[Result], data: str | Path) -> Comparison:
             )
     if not results:
         raise InputError("a comparison needs two systems or more; give result folders.")
+    _check_same_images(results)
     references = load_test_set(results[0].protocol, data).references
     named = dict(zip(_names(results), results, strict=True))
     found = compare_errors(
@@ -176,6 +177,20 @@ def compare_results(results: Sequence[Result], data: str | Path) -> Comparison:
         for standing in found.standings
     )
     return dataclasses.replace(found, standings=standings)
+
+
+def _check_same_images(results: Sequence[Result]) -> None:
+    """Equal ids and labels may stand for other pixels: copies of another size, or made by another program."""
+    seen: Result | None = None
+    for result in results:
+        if result.manifest["system"].get("reads_images") is False:
+            continue
+        if seen is not None and result.manifest["data"]["key"] != seen.manifest["data"]["key"]:
+            raise InputError(
+                f"{seen.folder} and {result.folder} read images that were prepared from other files or at another "
+                "size; run both on one prepared data set."
+            )
+        seen = seen or result
 
 
 def write_comparison(comparison: Comparison, out: Path) -> tuple[Path, Path]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from boneage_hf.phantom import draw, png_bytes
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 
 from .provenance import public_name, seal
+from .statistics import ENOUGH_FOR_P95
 
 #: Columns of `speed.csv`. Times in milliseconds per image; `gflop` counts a multiplication and an addition as two.
 COLUMNS = (
@@ -45,7 +47,10 @@ COLUMNS = (
 FILE_SIZE = (2000, 1500)
 
 _PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MATMUL_SIDE = 2048
+#: Sides of the square matrices, and channels, side and batch of the 3 x 3 convolution, that the peak is measured with:
+#: libraries reach their best at different sizes, and some reach it in convolutions only.
+_MATMUL_SIDES = (1024, 2048, 4096)
+_CONVOLUTION = (256, 56, 4)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Speed:
 
     Attributes:
         table: columns as in `COLUMNS`.
-        manifest: what the figures rest on, with `peak_gflop_per_second` and, per checkpoint, revision and `cold_start`
-            (`seconds`, `peak_memory_mb`).
+        manifest: what the figures rest on, with `peak_gflop_per_second` (see [`measured_peak`]) and, per checkpoint,
+            revision and `cold_start` (`seconds`, `peak_memory_mb`).
         files: what was written.
     """
 
@@ -93,8 +98,9 @@ def measure_speed(
     Args:
         checkpoints: each a folder, a Hub id or `"default"`; at least one.
         out: gets `speed.csv` and `manifest.json`.
-        repeats: timed calls of each kind, after two that warm up; slow ones get a fifth, but 3 at least.
-        batches: batch sizes of the network alone.
+        repeats: timed calls of each kind, after two that warm up; slow ones get a fifth, but 3 at least. With fewer
+            than `ENOUGH_FOR_P95` a row has no 95th percentile.
+        batches: batch sizes of the network alone; the largest of them up to 8 is also read from files.
         peers: also time the networks of [`peer_networks`].
 
     Raises:
@@ -109,11 +115,8 @@ def measure_speed(
         raise InputError("Name one checkpoint or more, each once and under a name of its own.")
     pipes = {name: load_pipeline(source, device="cpu") for name, source in zip(names, checkpoints, strict=True)}
     all_threads = torch.get_num_threads()
-    peak = {
-        (precision, threads): matmul_peak(dtype, threads=threads)
-        for precision, dtype in _PRECISIONS.items()
-        for threads in sorted({1, all_threads})
-    }
+    threads_tried = sorted({1, all_threads})
+    before = _peaks(threads_tried)
     rows: list[dict[str, Any]] = []
 
     def add(
@@ -128,9 +131,9 @@ def measure_speed(
     ) -> None:
         per_image = [1000 * seconds / batch for seconds in times]
         median = statistics.median(per_image)
-        used = None if gflop is None else gflop / (median / 1000) / peak[precision, threads]
+        p95 = float(np.percentile(per_image, 95)) if len(times) >= ENOUGH_FOR_P95 else None
         setting = (system, what, size, batch, precision, threads, len(times))
-        found = (median, float(np.percentile(per_image, 95)), 1000 / median, gflop, used)
+        found = (median, p95, 1000 / median, gflop, None)
         rows.append(dict(zip(COLUMNS, (*setting, *found), strict=True)))
 
     networks: list[tuple[str, nn.Module, int, tuple[int, ...]]] = [
@@ -142,22 +145,41 @@ def measure_speed(
         (system, network, size, batch, precision, threads)
         for system, network, size, sizes in networks
         for precision in _PRECISIONS
-        for threads in sorted({1, all_threads})
+        for threads in threads_tried
         for batch in sizes
     ]
     gflops = {system: gflop_per_image(_call(network, size, 1)) for system, network, size, _ in networks}
-    reads = [(name, pipe, what, content) for name, pipe in pipes.items() for what, content in _files().items()]
+    # Each of batch, precision and threads changed alone, on top of what a user gets: one file, fp32, all threads.
+    several = max((batch for batch in batches if batch <= 8), default=1)
+    ways = dict.fromkeys(
+        [(1, "fp32", all_threads), (1, "bf16", all_threads), (1, "fp32", 1), (several, "fp32", all_threads)]
+    )
+    reads = [
+        (name, pipe, what, content, *way)
+        for name, pipe in pipes.items()
+        for what, content in _files().items()
+        for way in ways
+    ]
     with tqdm(total=len(settings) + len(reads), desc="speed", unit="setting", disable=not progress) as bar:
-        for name, pipe, what, content in reads:
-            with _threads(all_threads):
-                times = timed(_file_to_months(pipe, content), repeats=repeats)
-            add(name, what, pipe.model.config.image_size, 1, "fp32", all_threads, times, None)
+        for name, pipe, what, content, batch, precision, threads in reads:
+            with _threads(threads), _autocast(precision):
+                times = timed(_file_to_months(pipe, content, batch), repeats=repeats)
+            add(name, what, pipe.model.config.image_size, batch, precision, threads, times, None)
             bar.update()
         for system, network, size, batch, precision, threads in settings:
             with _threads(threads), _autocast(precision), torch.inference_mode():
                 times = timed(_call(network, size, batch), repeats=repeats)
             add(system, "network", size, batch, precision, threads, times, gflops[system])
             bar.update()
+    # Before and after, and the better of both: a machine that was busy for a while would seem to be a weaker one.
+    after = _peaks(threads_tried)
+    peaks = {
+        name: {what: max(value, after[name][what]) for what, value in one.items()} for name, one in before.items()
+    }
+    for row in rows:
+        if row["gflop_per_image"] is not None:
+            peak = max(peaks[_peak_name(row["precision"], row["threads"])].values())
+            row["share_of_peak"] = row["gflop_per_image"] / (row["median_ms"] / 1000) / peak
     table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.4g", lineterminator="\n")
     manifest = {
         "task": "speed",
@@ -166,10 +188,8 @@ def measure_speed(
             for name, source in zip(names, checkpoints, strict=True)
         ],
         "table_sha256": hashlib.sha256(table.encode()).hexdigest(),
-        "peak_gflop_per_second": {
-            f"{precision}, {threads} threads": value for (precision, threads), value in peak.items()
-        },
-        "matmul_side": _MATMUL_SIDE,
+        "peak_gflop_per_second": {name: max(found.values()) for name, found in peaks.items()},
+        "peaks_found": peaks,
         "file_size": list(FILE_SIZE),
         **seal(),
     }
@@ -238,9 +258,11 @@ def _files() -> dict[str, bytes]:
     return {name: png_bytes(large), "file to months, PNG 299 x 299": png_bytes(side)}
 
 
-def _file_to_months(pipe: BoneAgePipeline, content: bytes) -> Callable[[], object]:
+def _file_to_months(pipe: BoneAgePipeline, content: bytes, batch: int) -> Callable[[], object]:
     sex = "female" if pipe.model.config.uses_sex else None
-    return lambda: pipe(content, sex=sex)
+    if batch == 1:
+        return lambda: pipe(content, sex=sex)
+    return lambda: pipe([content] * batch, sex=[sex] * batch if sex else None, batch_size=batch)
 
 
 def timed(call: Callable[[], object], *, repeats: int) -> list[float]:
@@ -266,22 +288,57 @@ def gflop_per_image(call: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def matmul_peak(dtype: torch.dtype, *, threads: int) -> float:
-    """GFLOP/s of a large matrix product: what this machine reaches at best, fastest of five."""
-    one, other = (torch.randn(_MATMUL_SIDE, _MATMUL_SIDE).to(dtype) for _ in range(2))
-    with _threads(threads):
-        times = timed(lambda: one @ other, repeats=5)
-    return 2 * _MATMUL_SIDE**3 / min(times) / 1e9
+def measured_peak(dtype: torch.dtype, *, threads: int) -> dict[str, float]:
+    """GFLOP/s that this machine reaches at best: of square matrix products of three sizes, and of a large 3 x 3
+    convolution in the memory layout that the pipeline uses, which is a matrix product too. Fastest of five each.
+
+    Returns:
+        "matmul" and "convolution" -> GFLOP/s, a multiplication and an addition counted as two.
+    """
+    found = {"matmul": 0.0}
+    with _threads(threads), torch.inference_mode():
+        for side in _MATMUL_SIDES:
+            one, other = (torch.randn(side, side).to(dtype) for _ in range(2))
+            times = timed(partial(torch.mm, one, other), repeats=5)
+            found["matmul"] = max(found["matmul"], 2 * side**3 / min(times) / 1e9)
+        channels, side, batch = _CONVOLUTION
+        layer = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        network: Any = layer.to(dtype)  # torch's stubs lack this argument of Module.to
+        network.to(memory_format=torch.channels_last)
+        images = torch.randn(batch, channels, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+        times = timed(partial(network, images), repeats=5)
+        found["convolution"] = batch * 2 * channels * channels * 9 * side**2 / min(times) / 1e9
+    return found
 
 
+def _peaks(threads_tried: Sequence[int]) -> dict[str, dict[str, float]]:
+    return {
+        _peak_name(precision, threads): measured_peak(dtype, threads=threads)
+        for precision, dtype in _PRECISIONS.items()
+        for threads in threads_tried
+    }
+
+
+def _peak_name(precision: str, threads: int) -> str:
+    return f"{precision}, {threads} threads"
+
+
+# A process takes over the peak of ru_maxrss from the one that started it, which is larger here: on Linux VmHWM is its
+# own.
 _COLD_START = """
 import json, resource, sys, time
+from pathlib import Path
 began = time.perf_counter()
 from boneage_hf import load_pipeline
 pipe = load_pipeline(sys.argv[1], device="cpu")
 pipe(sys.argv[2], sex="female" if pipe.model.config.uses_sex else None)
 seconds = time.perf_counter() - began
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+try:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    memory = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+except (OSError, StopIteration):
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps([seconds, memory]))
 """
 
 
@@ -299,9 +356,8 @@ def cold_start(checkpoint: str) -> dict[str, float]:
         )
     if done.returncode != 0:
         raise InputError("A fresh process could not read a drawn hand with this checkpoint: try `boneage predict`.")
-    seconds, resident = json.loads(done.stdout.splitlines()[-1])
-    unit = 1024**2 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, kilobytes on Linux
-    return {"seconds": seconds, "peak_memory_mb": resident / unit}
+    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": seconds, "peak_memory_mb": memory / 1024**2}
 
 
 @contextmanager

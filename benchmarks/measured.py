@@ -1,6 +1,7 @@
 """Rows that this project measured: taken over from the `metrics.json` of `boneage evaluate`, never typed in."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -116,7 +117,7 @@ def load_measured(path: str | os.PathLike[str] | None = None) -> tuple[MeasuredR
 def add_measured_row(
     metrics: str | os.PathLike[str] | Mapping[str, Any],
     *,
-    system: str,
+    system: str | None = None,
     checkpoint: str | None = None,
     protocol: str | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -125,7 +126,8 @@ def add_measured_row(
 
     Args:
         metrics: the `metrics.json` that `boneage evaluate` writes, or its content.
-        system: the name under which it is shown.
+        system: the name under which it is shown; None: that of the row of this checkpoint, or of the system that has
+            none, which is replaced.
         checkpoint: public name of the checkpoint, where `metrics.json` holds another name, such as a directory.
         protocol: name of the protocol, where `metrics.json` holds one that is not known here.
         path: the table; the one of this package unless told.
@@ -134,16 +136,28 @@ def add_measured_row(
         The row, and whether it replaced one.
 
     Raises:
-        InputError: if the file cannot be read, lacks a field, contradicts itself or its protocol. The table is then
-            as it was.
+        InputError: if the file cannot be read, lacks a field, contradicts itself or its protocol, or no row or several
+            could give the name. The table is then as it was.
     """
     path = Path(path) if path is not None else MEASURED_CSV
-    result = result_of(_read_json(metrics), system=system, checkpoint=checkpoint, protocol=protocol)
+    content = _read_json(metrics)
     earlier = load_measured(path)
+    unnamed = result_of(content, system=system or "unnamed", checkpoint=checkpoint, protocol=protocol)
+    result = unnamed if system else dataclasses.replace(unnamed, system=_name_of(unnamed, earlier))
     kept = [row for row in earlier if _key(row) != _key(result)]
     rows = sorted([*kept, result], key=_key)
     write_text(path, to_csv(COLUMNS, [_to_row(row) for row in rows]))
     return result, len(kept) < len(earlier)
+
+
+def _name_of(result: MeasuredResult, earlier: Sequence[MeasuredResult]) -> str:
+    names = {row.system for row in earlier if (row.checkpoint, row.protocol) == (result.checkpoint, result.protocol)}
+    if len(names) != 1:
+        raise InputError(
+            f"the table has {'several rows' if names else 'no row'} of {result.checkpoint} under {result.protocol} to "
+            "take the name from; give it with --system."
+        )
+    return names.pop()
 
 
 def result_of(

@@ -100,7 +100,7 @@ TRAINING_PARTS: dict[str, str] = {
 }
 
 _AS_CITED = "each system its own; see the source"
-_AS_MEASURED = "the image processor saved with the checkpoint"
+_AS_MEASURED = "as prepared for the run, whose manifest names the copies; then each system its own"
 _SIX_READERS = "weighted mean of six readings"
 
 #: Every protocol that a row may name.
@@ -115,7 +115,7 @@ PROTOCOLS: dict[str, Protocol] = {
             readers=1,
             ground_truth="one clinical reading",
             ground_truth_fingerprint="abb87207f300674f92502b6ea0646aa3212a13a59ce5afcc3d097f0a4d5f6176",
-            preprocessing_note=_AS_MEASURED,
+            preprocessing_note="JPEG copies of 299 x 299 px, the sides squashed, for every system; then each its own",
             prepared_split="test",
             overlaps=("rsna-training-12611",),
         ),

@@ -18,6 +18,7 @@ from .protocol import PROTOCOLS, Protocol
 from .provenance import seal
 from .registry import STATUSES, PrintedRow, PublishedResult, find, load_published, load_reference_table
 from .rendering import MISSING, Section, Table, to_html, to_markdown
+from .results_folder import Result
 from .sections import measured_sections, rank_text
 
 __all__ = ["MISSING", "Section", "Table", "build_sections", "to_html", "to_markdown", "write_report"]
@@ -271,6 +272,7 @@ def _protocol_section(
         key=lambda result: (not result.same_ground_truth, result.values["mae_months"][0]),
     )
     several = sum(result.same_ground_truth for result in own) > 1
+    knows_sex = {run.metrics["predictions_sha256"]: _knows_sex(run) for run in findings.runs}
     ranks = _ranks(own, findings, protocol)
     columns: tuple[str, ...] = (
         "Rank",
@@ -292,7 +294,7 @@ def _protocol_section(
             _interval(result, "mae_months"),
             _interval(result, "rmse_months"),
             _interval(result, "mse_months2"),
-            MISSING,
+            knows_sex.get(result.predictions_sha256, MISSING),
             result.status,
             _checkpoint(result),
             "" if result.same_ground_truth else "version of the ground truth not shown: no rank",
@@ -353,6 +355,10 @@ def _ranks(own: Sequence[MeasuredResult], findings: Findings, protocol: Protocol
     return {digest: rank_text(comparison, digest) for digest in digests}
 
 
+def _knows_sex(run: Result) -> str:
+    return {True: "yes", False: "no"}.get(run.manifest["system"].get("uses_sex"), MISSING)
+
+
 def _text(value: object) -> str:
     return MISSING if value is None else str(value)
 
@@ -378,7 +384,9 @@ def _source(result: PublishedResult) -> str:
 
 
 def _checkpoint(result: MeasuredResult) -> str:
-    return result.checkpoint + (f" @ {result.revision[:12]}" if result.revision else "")
+    # A hash is known by its first digits; words, as of the constant, stay whole.
+    revision = result.revision if " " in result.revision else result.revision[:12]
+    return result.checkpoint + (f" @ {revision}" if revision else "")
 
 
 def _interval(result: MeasuredResult, key: str) -> str:

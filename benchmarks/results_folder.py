@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from boneage_hf.errors import InputError
-from boneage_hf.metrics import MEASURES, by_group, error_metrics, error_over_age, match_by_id
+from boneage_hf.interval_boneage import interval_months
+from boneage_hf.metrics import MEASURES, by_group, coverage_metrics, error_metrics, error_over_age, match_by_id
 
 from .measured import RESULTS, MeasuredResult, result_of
 from .protocol import PROTOCOLS, Protocol, is_sha256
@@ -125,7 +126,7 @@ def matched_errors(result: Result, references: pd.DataFrame) -> np.ndarray:
 
 def recompute(result: Result, data: str | Path) -> None:
     """Measure the predictions again against the user's labels: errors, groups, slopes, limits of agreement, the claim
-    about ages. Coverage is left out: ends of intervals are not in predictions.csv.
+    about ages, and the coverage of intervals where the manifest says how they follow from the predictions.
 
     Raises:
         InputError: a figure differs from metrics.json by more than 1e-6; the message names it.
@@ -141,6 +142,12 @@ def recompute(result: Result, data: str | Path) -> None:
         **over_age(table),
     }
     found = first_difference(result.metrics, again)
+    interval = result.manifest["system"].get("interval")
+    if found is None and interval:
+        low, high = interval_months(predicted, interval)
+        covered = coverage_metrics(table.assign(interval_low_months=low, interval_high_months=high))
+        # Those of the run were made before the predictions were rounded to four decimals.
+        found = first_difference(result.metrics, {"interval": covered}, tolerance=ROUNDED_TWICE)
     if found is not None:
         name, old, new = found
         raise InputError(

@@ -22,12 +22,12 @@ from boneage_hf.data import load_split, read_manifest
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import predictions_csv, summarise
 from boneage_hf.files import write_text
-from boneage_hf.metrics import by_group, match_by_id
+from boneage_hf.metrics import match_by_id
+from boneage_hf.metrics import over_age as over_age  # taken from here by what reads results
 from boneage_hf.sex import SEXES
 from boneage_hf.splits import fingerprint
 
 from .protocol import PROTOCOLS, Protocol
-from .statistics import ALPHA, bland_altman, equal_over_groups
 from .systems.base import System, leakage
 
 #: Images per part that is kept while a run lasts: at most this many predictions are lost when it stops.
@@ -185,7 +185,7 @@ def measure(table: pd.DataFrame, test: TestSet, *, system: System, protocol: Pro
         table: `id`, `predicted_months`, optionally the interval.
 
     Returns:
-        What `boneage evaluate` writes, and `system`, `trained_on`, `leakage`, `bland_altman`, `equal_over_age`.
+        What `boneage evaluate` writes, and `system`, `trained_on`, `leakage`, `ground_truth_fingerprint`.
 
     Raises:
         InputError: predictions and images do not match one to one, or are in years.
@@ -210,41 +210,7 @@ def measure(table: pd.DataFrame, test: TestSet, *, system: System, protocol: Pro
         "leakage": leakage(system.trained_on, protocol),
         "ground_truth_fingerprint": test.digest,
     }
-    return summary | over_age(matched)
-
-
-def over_age(matched: pd.DataFrame) -> dict[str, Any]:
-    """`bland_altman` and `equal_over_age`: "equally good over the whole age range" tested by 24-month bands.
-
-    Args:
-        matched: `predicted_months`, `reference_months`.
-    """
-    predicted, reference = matched["predicted_months"].to_numpy(), matched["reference_months"].to_numpy()
-    bands = by_group(predicted, reference, n_resamples=0)
-    bands = bands[bands["grouping"] == "age_band_months"]
-    found: dict[str, Any] = {"bland_altman": None, "equal_over_age": None}
-    if len(reference) >= 2:
-        found["bland_altman"] = bland_altman(predicted, reference)
-    if len(bands) < 2:
-        return found
-    starts = np.array([float(name.split("-")[0]) for name in bands["group"]])
-    # `side="right"` - 1 is the band that begins at or below an age, which for the last one includes its end.
-    member = np.searchsorted(starts, reference, side="right") - 1
-    names = bands["group"].to_numpy()
-    test = equal_over_groups(predicted - reference, [str(names[index]) for index in member])
-    verdict = "refuted" if test.p_value <= ALPHA else f"not refuted at n = {test.n}"
-    found["equal_over_age"] = {
-        "claim": "equally good over the whole age range",
-        "verdict": verdict,
-        "test": "permutation of 24-month bands, sum of squares of absolute errors between bands",
-        "p_value": test.p_value,
-        "permutations": test.permutations,
-        "spread_months": test.spread_months,
-        "bands": {
-            str(name): {"n": test.groups[str(name)][0], "mae_months": test.groups[str(name)][1]} for name in names
-        },
-    }
-    return found
+    return summary
 
 
 def _key(system: System, protocol: Protocol, test: TestSet) -> str:
@@ -343,6 +309,9 @@ def _manifest(
             "trained_on": summary["trained_on"],
             "leakage": summary["leakage"],
             "preprocessing": system.preprocessing,
+            "uses_sex": system.uses_sex,
+            "interval": system.interval,
+            "reads_images": system.reads_images,
             "flip_average": system.flip_average,
         },
         "protocol": asdict(protocol) | {"overlaps": list(protocol.overlaps)},

@@ -225,7 +225,7 @@ def stress_checkpoint(
     Args:
         checkpoint: folder, Hub id or `"default"`.
         dataset: folder written by `boneage prepare`.
-        limit: only the first so many images of the split.
+        limit: only so many images, evenly spaced in the order of the split: its first ones need not be like the rest.
 
     Raises:
         InputError: the data or the checkpoint cannot be used, `limit` is below 2, or `out` holds a stress test of
@@ -234,7 +234,8 @@ def stress_checkpoint(
     if limit is not None and limit < 2:
         raise InputError(f"--limit must be 2 or more for a test of differences, not {limit}.")
     rows, prepared = load_split(dataset, split), read_manifest(dataset)
-    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    whole, places = len(rows), evenly_spaced(len(rows), limit)
+    rows = rows if len(places) == whole else rows.select(places)
     if len(rows) < 2:
         raise InputError(f"The split {split} has {len(rows)} image; a stress test needs two or more.")
     pipe = load_pipeline(checkpoint)
@@ -247,6 +248,9 @@ def stress_checkpoint(
         "protocol": protocol_name(prepared, split, len(rows)),
         "split": split,
         "n": len(rows),
+        "images": f"all {whole:,}"
+        if len(rows) == whole
+        else f"{len(rows):,} of {whole:,}, evenly spaced in the order of the split",
         "data_fingerprint": fingerprint(ids, months),
         "settings": [setting.name for setting in settings],
         "package_version": __version__,
@@ -272,6 +276,14 @@ def stress_checkpoint(
     write_text(out / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
     files = tuple(out / name for name in (_PREDICTIONS, "stress.csv", "stress.png", _MANIFEST))
     return StressTest(table, manifest, files)
+
+
+def evenly_spaced(n: int, limit: int | None) -> list[int]:
+    """Places of `limit` of n images, from the first on and as far apart as they can be; all where there is no limit or
+    a larger one."""
+    if limit is None or limit >= n:
+        return list(range(n))
+    return [place * n // limit for place in range(limit)]
 
 
 def _begun(out: Path, subject: Mapping[str, Any]) -> dict[str, Any]:

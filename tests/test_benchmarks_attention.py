@@ -1,5 +1,6 @@
 """Energy of attention maps inside boxes: synthetic maps, drawn hands, no radiograph."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks import attention
-from benchmarks.attention import BUILTIN_BOXES, BoxedMap, box_mask, energy_shares, load_boxes, measure, verdict
+from benchmarks.attention import (
+    BUILTIN_BOXES,
+    BoxedMap,
+    box_cells,
+    box_mask,
+    energy_shares,
+    load_boxes,
+    measure,
+    verdict,
+)
 from benchmarks.cli import main
 from benchmarks.findings import load_findings
 from boneage_hf.data import load_prepared, prepare_phantoms
@@ -23,6 +33,15 @@ BOXES = np.array([[0.1, 0.2, 0.35, 0.4], [0.3, 0.3, 0.5, 0.6]])
 def item(grid: np.ndarray, months: float = 100.0, split: str = "test") -> BoxedMap:
     boxes = {"DIP": BOXES[:1], "Wrist": BOXES[1:]}
     return BoxedMap(attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=months, split=split)
+
+
+def test_boxes_are_measured_in_cells_of_the_part_of_the_map_that_shows_the_radiograph() -> None:
+    boxes = {"DIP": np.array([[0.1, 0.1, 0.2, 0.3], [0.5, 0.5, 0.9, 0.6]]), "Wrist": np.zeros((0, 4))}
+    grid = np.ones((10, 20))
+    one = BoxedMap(attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=100.0, split="test")
+    assert box_cells([one]) == {"DIP": pytest.approx((2.0 + 8.0) / 2)}
+    half = dataclasses.replace(one, part=(0.25, 0.0, 0.75, 1.0))
+    assert box_cells([half]) == {"DIP": pytest.approx((2.0 + 4.0) / 2)}
 
 
 def slow_energy(grid: np.ndarray, boxes: np.ndarray, size: tuple[int, int], margin: tuple[float, float]) -> float:

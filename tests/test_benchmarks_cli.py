@@ -28,8 +28,8 @@ def test_report_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.C
 def test_check_counts_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--measured", str(tmp_path / "none.csv")]) == 0
     assert capsys.readouterr().out == (
-        f"{len(load_published())} published, 3 printed and 0 measured rows and {len(result_folders())} result folders "
-        "are in order.\n"
+        f"{len(load_published())} published, 3 printed and 0 measured rows, the boxes of 328 radiographs and "
+        f"{len(result_folders())} result folders are in order.\n"
     )
 
 
@@ -48,6 +48,22 @@ def test_an_added_row_appears_in_the_report(tmp_path: Path, capsys: pytest.Captu
     ]
     main(["report", "--out", str(tmp_path / "out"), "--measured", str(table)])
     assert "| Example | rsna-test-200-decimal | 200 |" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_row_that_is_measured_again_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, table = tmp_path / "metrics.json", tmp_path / "measured.csv"
+    source.write_text(json.dumps(metrics_json()), encoding="utf-8")
+    again = ["add", str(source), "--measured", str(table)]
+    assert main(again) == 2
+    assert "the table has no row of" in capsys.readouterr().err
+    assert main([*again, "--system", "Example"]) == 0
+    capsys.readouterr()
+    assert main(again) == 0
+    assert capsys.readouterr().out.startswith("replaced Example under ")
+    assert main([*again, "--system", "Another"]) == 0
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "the table has several rows of" in capsys.readouterr().err
 
 
 def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from own_protocol import protocol_of
 
 from benchmarks.cli import main
-from benchmarks.compare import compare_errors, compare_folders
+from benchmarks.compare import compare_errors, compare_folders, compare_results
 from benchmarks.findings import load_findings
-from benchmarks.results_folder import load_result
+from benchmarks.results_folder import Result, load_result
 from benchmarks.run import run_system
 from benchmarks.statistics import holm, n_needed, wilcoxon
 from benchmarks.systems import System
@@ -107,6 +108,29 @@ def test_two_result_folders_are_compared(
     out = capsys.readouterr().out
     assert out.startswith("protocol drawn-hands-8, n = 8\n")
     assert "middle - old: -" in out
+
+
+def with_images(result: Result, key: str, *, reads_images: bool = True) -> Result:
+    """A result as of another prepared data set."""
+    system = {**result.manifest["system"], "reads_images": reads_images}
+    data = {**result.manifest["data"], "key": key}
+    return replace(result, manifest={**result.manifest, "system": system, "data": data})
+
+
+def test_systems_that_read_differently_prepared_images_are_not_compared(
+    folders: tuple[Path, Path], prepared_phantoms: Path
+) -> None:
+    one, other = map(load_result, folders)
+    with pytest.raises(InputError, match="middle and old read images that were prepared from other files"):
+        compare_results([one, with_images(other, "another")], prepared_phantoms)
+
+
+def test_a_system_that_reads_no_image_is_compared_whatever_the_images_are(
+    folders: tuple[Path, Path], prepared_phantoms: Path
+) -> None:
+    one, other = map(load_result, folders)
+    found = compare_results([one, with_images(other, "another", reads_images=False)], prepared_phantoms)
+    assert found == compare_results([one, other], prepared_phantoms)
 
 
 def test_a_comparison_is_kept_without_labels_and_read_back(

@@ -77,6 +77,7 @@ def run_of(system: str, errors: np.ndarray, *, leakage: str = "none") -> Result:
         "revision": f"revision of {system}",
         "preprocessing": "none",
         "adapter": "CheckpointSystem",
+        "uses_sex": system != "B",
     }
     return Result(
         folder=f"{system}-folder",
@@ -245,6 +246,14 @@ def test_a_measured_row_without_verified_ground_truth_gets_no_rank() -> None:
     assert found["C"]["Rank"] == MISSING
     assert found["C"]["Note"] == "version of the ground truth not shown: no rank"
     assert found["B"]["Rank"] == "1"
+
+
+def test_a_protocol_says_which_measured_systems_know_the_sex() -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    rows = [measured_row("B", 3.0), measured_row("A", 24.0), measured_row("C", 1.0)]
+    found = rows_of(section(sections_with(*rows, findings=findings), f"Protocol {DECIMAL.name}"))
+    knows = {row["System"]: row["Knows the sex"] for row in found if row["System"] in ("A", "B", "C")}
+    assert knows == {"A": "yes", "B": "no", "C": MISSING}
 
 
 def test_a_system_that_has_seen_the_test_is_flagged_everywhere() -> None:

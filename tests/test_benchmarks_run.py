@@ -21,12 +21,13 @@ from benchmarks.cli import main
 from benchmarks.findings import check_findings
 from benchmarks.protocol import PROTOCOLS, Protocol
 from benchmarks.results_folder import Result, load_result, recompute, result_folders
-from benchmarks.run import load_test_set, over_age, run_system
+from benchmarks.run import load_test_set, run_system
 from benchmarks.systems import System
 from boneage_hf.data import load_split
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import predict_dataset
 from boneage_hf.hub import load_pipeline
+from boneage_hf.interval_boneage import interval_months
 
 ROOT = Path(__file__).parent.parent
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
@@ -171,25 +172,6 @@ def test_a_protocol_whose_labels_are_not_known_cannot_be_run(prepared_phantoms: 
         load_test_set(PROTOCOLS["dha-1383"], prepared_phantoms)
 
 
-def test_the_claim_over_age_puts_every_image_into_its_band() -> None:
-    reference = np.array([10.0, 23.9, 24.0, 60.0, 239.0, 240.0])
-    late = np.array([1.0, 3, 5, 7, 9, 11])
-    matched = pd.DataFrame({"reference_months": reference, "predicted_months": reference + late})
-    claim = over_age(matched)["equal_over_age"]
-    assert claim["bands"] == {
-        "0-24": {"n": 2, "mae_months": pytest.approx(2)},
-        "24-48": {"n": 1, "mae_months": pytest.approx(5)},
-        "48-72": {"n": 1, "mae_months": pytest.approx(7)},
-        "216-240": {"n": 2, "mae_months": pytest.approx(10)},
-    }
-    assert claim["spread_months"] == pytest.approx(8)
-
-
-def test_one_image_has_no_limits_of_agreement_and_no_bands_to_compare() -> None:
-    one = pd.DataFrame({"reference_months": [100.0], "predicted_months": [90.0]})
-    assert over_age(one) == {"bland_altman": None, "equal_over_age": None}
-
-
 def test_the_system_that_the_readme_adds_runs_and_is_short(
     prepared_phantoms: Path, protocol: Protocol, tmp_path: Path
 ) -> None:
@@ -245,6 +227,45 @@ def test_a_figure_that_does_not_follow_from_the_predictions_is_found(
     change(metrics)
     with pytest.raises(InputError, match=rf"{name} is .* in metrics\.json"):
         recompute(dataclasses.replace(counted, metrics=metrics), prepared_phantoms)
+
+
+class Doubting(Counting):
+    """Counting, with intervals that follow from the predictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = {
+            "alpha": 0.1,
+            "edges_months": [102.0, 105.0],
+            "quantiles": [1.0, 2.0, 3.0],
+            "knots_months": [100.0, 110.0],
+            "spread_months": [8.0, 12.0],
+        }
+        self.interval = self.ends
+
+    def predict(self, dataset: Any) -> pd.DataFrame:
+        table = super().predict(dataset)
+        low, high = interval_months(table["predicted_months"], self.ends)
+        return table.assign(interval_low_months=low, interval_high_months=high)
+
+
+@pytest.mark.parametrize(("key", "value"), [("coverage", 0.5), ("mean_width_months", 20.0)])
+def test_coverage_and_width_of_intervals_are_found_again_from_the_predictions(
+    prepared_phantoms: Path, tmp_path: Path, key: str, value: float
+) -> None:
+    run_system(
+        Doubting(),
+        protocol=protocol_of(prepared_phantoms),
+        data=prepared_phantoms,
+        out=tmp_path / "out",
+        progress=False,
+    )
+    result = load_result(tmp_path / "out")
+    recompute(result, prepared_phantoms)
+    metrics = copy.deepcopy(dict(result.metrics))
+    metrics["interval"]["all"][key] = value
+    with pytest.raises(InputError, match=rf"{key} is {value} in metrics\.json"):
+        recompute(dataclasses.replace(result, metrics=metrics), prepared_phantoms)
 
 
 @pytest.fixture(scope="module")

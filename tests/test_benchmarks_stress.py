@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import stress
 from benchmarks.cli import main
+from benchmarks.findings import recompute_stress
 from benchmarks.stress import KINDS, SETTINGS, UNCHANGED, Setting, mcnemar, measure, stress_checkpoint
 from boneage_hf.data import load_split, prepare_phantoms
 from boneage_hf.errors import InputError
@@ -33,7 +34,7 @@ def hand() -> Image.Image:
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "prepared"
-    prepare_phantoms(40, folder, seed=1, size=96)
+    prepare_phantoms(80, folder, seed=1, size=96)
     return folder
 
 
@@ -159,17 +160,30 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ() -> None:
     assert mcnemar(before, before) == 1
 
 
+def test_images_of_a_limit_are_spread_over_the_whole_split() -> None:
+    assert stress.evenly_spaced(1024, 256) == list(range(0, 1024, 4))
+    assert stress.evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert stress.evenly_spaced(3, None) == stress.evenly_spaced(3, 5) == [0, 1, 2]
+
+
+def test_a_part_of_a_split_is_measured_again_from_its_labels(phantoms: Path, tmp_path: Path) -> None:
+    stress_checkpoint(TINY, phantoms, out=tmp_path, limit=3, settings=FEW, progress=False)
+    recompute_stress(tmp_path, phantoms)
+
+
 def test_predictions_are_those_of_the_pipeline_for_the_changed_pictures(phantoms: Path, tmp_path: Path) -> None:
     done = stress_checkpoint(TINY, phantoms, out=tmp_path, limit=3, settings=FEW, progress=False)
     predictions = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str}).set_index(["setting", "id"])
     pipe, rows = load_pipeline(TINY), load_split(phantoms, "test")
-    for row in rows.select(range(3)):
+    assert len(rows) > 3
+    for row in rows.select([0, len(rows) // 3, 2 * len(rows) // 3]):
         for name, alter in ((UNCHANGED, lambda grey: grey), (FEW[0].name, FEW[0])):
             expected = pipe(alter(row["image"].convert("L")), sex=SEXES[row["sex"]])["bone_age_months"]
             assert predictions.loc[(name, row["id"]), "predicted_months"] == pytest.approx(expected, abs=1e-3)
     assert list(predictions.columns) == ["predicted_months"]
     assert len(predictions) == 3 * (len(FEW) + 1)
     assert done.manifest["complete"] is True
+    assert done.manifest["images"] == f"3 of {len(rows)}, evenly spaced in the order of the split"
     assert {path.name for path in done.files} == {path.name for path in tmp_path.iterdir()}
 
 

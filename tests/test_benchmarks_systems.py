@@ -20,6 +20,7 @@ from PIL import Image
 
 from benchmarks.protocol import PROTOCOLS, TRAINING_PARTS
 from benchmarks.systems import KINDS, SystemOptions, build_system, leakage
+from benchmarks.systems.base import check_trained_on
 from benchmarks.systems.checkpoint import trained_on
 from benchmarks.systems.deeplasia_service import DeeplasiaServiceSystem
 from benchmarks.systems.transformers_remote import TransformersRemoteSystem, match_histograms
@@ -61,6 +62,29 @@ def test_images_that_a_system_was_trained_on_are_leakage() -> None:
     assert leakage(None, test) == "unknown"
 
 
+def test_data_of_an_unknown_fingerprint_may_hold_images_of_the_test() -> None:
+    assert leakage(("labels 111111111111",), PROTOCOLS["reference-test-1024"]) == "unknown"
+    assert leakage(("rsna-reference-train-9458", "other: a hospital"), PROTOCOLS["reference-test-1024"]) == "none"
+
+
+def test_who_was_trained_on_the_labels_of_the_test_has_seen_it() -> None:
+    test = PROTOCOLS["reference-test-1024"]
+    seen = trained_on({"train_fingerprint": test.ground_truth_fingerprint})
+    assert leakage(seen, test).startswith("trained on labels abb87207f300")
+    assert leakage(seen, PROTOCOLS["rsna-val-1425"]) == "unknown"
+
+
+def test_a_training_part_that_a_user_names_must_be_a_known_one_or_said_to_be_other_data() -> None:
+    assert check_trained_on(["rsna-training-12611", "other: Digital Hand Atlas"]) == (
+        "rsna-training-12611",
+        "other: Digital Hand Atlas",
+    )
+    with pytest.raises(InputError, match='did you mean "rsna-training-12611"'):
+        check_trained_on(["rsna-train-12611"])
+    with pytest.raises(InputError, match="no training part"):
+        check_trained_on(["other:"])
+
+
 def test_every_overlap_names_a_known_part() -> None:
     assert {part for protocol in PROTOCOLS.values() for part in protocol.overlaps} <= set(TRAINING_PARTS)
 
@@ -78,6 +102,21 @@ def test_a_checkpoint_has_seen_what_its_initial_weights_have_seen() -> None:
     assert trained_on(own) == ("labels 111111111111", "rsna-training-12611", "rsna-validation-1425")
     assert trained_on(None) is None
     assert trained_on({"initial_weights": {"provenance": whole}}) is None
+
+
+def test_a_checkpoint_has_seen_what_its_teacher_has_seen() -> None:
+    reference = {"train_fingerprint": TRAINING_PARTS["rsna-reference-train-9458"]}
+    whole = {"train_fingerprint": TRAINING_PARTS["rsna-training-12611"]}
+    taught = trained_on({**reference, "teacher": {"provenance": whole}})
+    assert leakage(taught, PROTOCOLS["reference-test-1024"]) == "trained on rsna-training-12611"
+    assert trained_on({**reference, "teacher": {"provenance": None}}) is None
+
+
+def test_a_checkpoint_has_seen_the_images_of_its_local_calibration() -> None:
+    reference = {"train_fingerprint": TRAINING_PARTS["rsna-reference-train-9458"]}
+    test = PROTOCOLS["reference-test-1024"]
+    own = {**reference, "local_calibration": {"fingerprint": test.ground_truth_fingerprint}}
+    assert leakage(trained_on(own), test).startswith("trained on labels")
 
 
 # --- constant --------------------------------------------------------------------------------------------------------
@@ -138,6 +177,19 @@ def test_declared_years_become_months(theirs: SystemOptions, split: datasets.Dat
         build_system(table_of(split, tmp_path, to_years), theirs)
     with pytest.raises(InputError, match="months and not years"):
         build_system(table_of(split, tmp_path), replace(theirs, unit="years"))
+
+
+def test_one_odd_value_does_not_hide_that_the_others_are_years(theirs: SystemOptions, tmp_path: Path) -> None:
+    table = pd.DataFrame({"Image": range(20), "BA": [100.0, *[8.5] * 19]})
+    table.to_csv(tmp_path / "theirs.csv", index=False)
+    with pytest.raises(InputError, match="years and not months; declare --unit years"):
+        build_system(f"predictions-csv:{tmp_path / 'theirs.csv'}", replace(theirs, truth_column=None))
+
+
+def test_ages_of_infants_among_those_of_others_are_months(theirs: SystemOptions, tmp_path: Path) -> None:
+    table = pd.DataFrame({"Image": range(20), "BA": [*[18.0] * 15, *[60.0] * 5]})
+    table.to_csv(tmp_path / "theirs.csv", index=False)
+    build_system(f"predictions-csv:{tmp_path / 'theirs.csv'}", replace(theirs, truth_column=None))
 
 
 @pytest.mark.parametrize(

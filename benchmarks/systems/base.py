@@ -8,9 +8,15 @@ from typing import Any
 
 import pandas as pd
 
+from boneage_hf.errors import InputError
 from boneage_hf.sex import SEXES
 
-from ..protocol import Protocol
+from ..protocol import TRAINING_PARTS, Protocol, did_you_mean
+
+#: Begins the name of data that hold no RSNA image, as somebody says who knows.
+OTHER_DATA = "other:"
+
+_LABELS = "labels "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +29,7 @@ class SystemOptions:
         flip_average: average the predictions for an image and its mirror image, where the system can; None: as
             the checkpoint says.
         device: as `torch.device` takes it; None chooses.
-        trained_on: names in `TRAINING_PARTS`, where the system cannot know itself; None is unknown.
+        trained_on: as [`check_trained_on`] allows, where the system cannot know itself; None is unknown.
         trust_remote_code: the user allows Python code from the Hub to run.
         crop_model: Hub id or folder of a model that crops before the model itself.
         histogram_matching: match grey levels to the model's reference image before it.
@@ -50,8 +56,14 @@ class System(abc.ABC):
     Attributes:
         name: as reports show it.
         revision: names all that decides a prediction: a commit, a version, a hash.
-        trained_on: names in `protocol.TRAINING_PARTS` (or of other data) that it has seen; None is unknown.
+        trained_on: what it has seen: names in `protocol.TRAINING_PARTS`, "other: ..." for data that somebody says is
+            no part of them, "labels ..." with the first 12 digits of a label fingerprint of no known part; None is
+            unknown.
         preprocessing: what is done to an image before the network sees it.
+        uses_sex: whether a prediction depends on the sex that is given with an image; None is unknown.
+        interval: what its intervals are made with (`interval` of a `BoneAgeConfig`), a function of the prediction
+            alone; None where it has none or they come otherwise.
+        reads_images: whether its predictions rest on the images of the prepared data set.
         flip_average: whether predictions are averages over an image and its mirror image.
         resumable: whether predictions are dear enough to be kept part by part while a run lasts.
     """
@@ -60,6 +72,9 @@ class System(abc.ABC):
     revision: str
     trained_on: tuple[str, ...] | None = None
     preprocessing: str = "not stated"
+    uses_sex: bool | None = None
+    interval: dict[str, Any] | None = None
+    reads_images: bool = True
     flip_average: bool = False
     resumable: bool = True
 
@@ -73,11 +88,40 @@ class System(abc.ABC):
 
 
 def leakage(trained_on: Sequence[str] | None, protocol: Protocol) -> str:
-    """ "none", "unknown", or "trained on ..." where a system has seen images of the test."""
+    """ "none", "unknown", or "trained on ..." where a system has seen images of the test.
+
+    Data that are known by the fingerprint of their labels alone may hold images of the test: "unknown", unless the
+    fingerprint is that of the test.
+    """
     if trained_on is None:
         return "unknown"
-    seen = [part for part in trained_on if part in protocol.overlaps]
-    return f"trained on {', '.join(seen)}" if seen else "none"
+    own = f"{_LABELS}{(protocol.ground_truth_fingerprint or '')[:12]}"
+    seen = [part for part in trained_on if part in protocol.overlaps or part == own]
+    if seen:
+        return f"trained on {', '.join(seen)}"
+    known = all(part in TRAINING_PARTS or part.startswith(OTHER_DATA) for part in trained_on)
+    return "none" if known else "unknown"
+
+
+def labels_name(fingerprint: str) -> str:
+    """Name of data in `trained_on` by the fingerprint of their labels: that of a known part, or "labels ..."."""
+    by_fingerprint = {digest: name for name, digest in TRAINING_PARTS.items()}
+    return by_fingerprint.get(fingerprint, f"{_LABELS}{fingerprint[:12]}")
+
+
+def check_trained_on(parts: Sequence[str]) -> tuple[str, ...]:
+    """What a user says that a system has seen: names in `TRAINING_PARTS`, or "other: ..." in own words.
+
+    Raises:
+        InputError: another name, which would pass for data without an image of the test.
+    """
+    for part in parts:
+        if part not in TRAINING_PARTS and not (part.startswith(OTHER_DATA) and part.removeprefix(OTHER_DATA).strip()):
+            raise InputError(
+                f'there is no training part "{part}"; {did_you_mean(part, TRAINING_PARTS)} For data without any RSNA '
+                f'image write "{OTHER_DATA} NAME".'
+            )
+    return tuple(parts)
 
 
 def sexes_of(dataset: Any) -> list[str]:

@@ -9,8 +9,7 @@ from boneage_hf.evaluation import predict_dataset
 from boneage_hf.hub import checkpoint_revision, load_pipeline
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 
-from ..protocol import TRAINING_PARTS
-from .base import System, SystemOptions
+from .base import System, SystemOptions, labels_name
 
 
 class CheckpointSystem(System):
@@ -24,6 +23,7 @@ class CheckpointSystem(System):
         self.pipe, self.name, self.batch_size = pipe, name, batch_size
         self.flip_average = pipe.model.config.flip_average if flip_average is None else flip_average
         self.revision = checkpoint_revision(pipe)
+        self.uses_sex, self.interval = pipe.model.config.uses_sex, pipe.model.config.interval
         self.trained_on = trained_on(pipe.model.config.provenance)
 
     @classmethod
@@ -42,16 +42,26 @@ class CheckpointSystem(System):
 
 
 def trained_on(provenance: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """Names of the data in a checkpoint's provenance, that of its initial weights included; None if it has none."""
-    by_fingerprint = {fingerprint: name for name, fingerprint in TRAINING_PARTS.items()}
+    """Names of the data in a checkpoint's provenance, with those that its initial weights, its teacher and a local
+    calibration have seen; None if any of these does not say."""
+    if not provenance:
+        return None
     found: list[str] = []
-    while provenance:
-        fingerprint = provenance.get("train_fingerprint")
+    waiting: list[Any] = [provenance]
+    while waiting:
+        one = waiting.pop(0)
+        fingerprint = one.get("train_fingerprint")
         if not isinstance(fingerprint, str):
             return None
-        name = by_fingerprint.get(fingerprint, f"labels {fingerprint[:12]}")
+        name = labels_name(fingerprint)
         # Whoever trains on the whole training part selects and calibrates on the challenge's validation part.
         found += [name, "rsna-validation-1425"] if name == "rsna-training-12611" else [name]
-        initial = provenance.get("initial_weights")
-        provenance = initial.get("provenance") if isinstance(initial, dict) else None
-    return tuple(dict.fromkeys(found)) or None
+        calibration = one.get("local_calibration")
+        if isinstance(calibration, dict):
+            found.append(labels_name(str(calibration.get("fingerprint", "unknown"))))
+        initial, teacher = one.get("initial_weights"), one.get("teacher")
+        if isinstance(initial, dict) and initial.get("provenance"):
+            waiting.append(initial["provenance"])
+        if isinstance(teacher, dict):
+            waiting.append(teacher.get("provenance") or {})
+    return tuple(dict.fromkeys(found))

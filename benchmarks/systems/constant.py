@@ -9,8 +9,7 @@ from boneage_hf.data import load_split, read_manifest
 from boneage_hf.errors import InputError
 from boneage_hf.sex import SEXES
 
-from ..protocol import TRAINING_PARTS
-from .base import System, SystemOptions, sexes_of
+from .base import System, SystemOptions, labels_name, sexes_of
 
 
 class ConstantSystem(System):
@@ -18,6 +17,8 @@ class ConstantSystem(System):
 
     name = "Constant (training mean by sex)"
     preprocessing = "none: it looks at no image"
+    uses_sex = True
+    reads_images = False
     resumable = False
 
     def __init__(self, mean_months: dict[str, float], *, trained_on: tuple[str, ...] | None) -> None:
@@ -38,9 +39,8 @@ class ConstantSystem(System):
             if not (sexes == sex).any():
                 raise InputError(f"no {sex} child is in the training split, so there is no mean; prepare more images.")
         digest = read_manifest(options.data)["splits"]["train"]["fingerprint"]
-        parts = [name for name, known in TRAINING_PARTS.items() if known == digest]
         means: dict[str, float] = {sex: float(months[sexes == sex].mean()) for sex in SEXES}
-        return cls(means, trained_on=(*parts,) or (f"labels {digest[:12]}",))
+        return cls(means, trained_on=(labels_name(digest),))
 
     def predict(self, dataset: Any) -> pd.DataFrame:
         months = [self.mean_months[sex] for sex in sexes_of(dataset)]

@@ -40,6 +40,7 @@ class DeeplasiaServiceSystem(System):
     preprocessing = "as stored, sent as PNG; the service masks, crops (1.15) and checks inversion"
     # Rassmann et al. (10.1007/s00247-023-05789-1) trained on the RSNA data; which of the labelled images served for
     # choosing is not known here, so a result on either part is flagged.
+    uses_sex = True
     trained_on = ("rsna-training-12611", "rsna-validation-1425")
 
     def __init__(

@@ -28,6 +28,8 @@ class TransformersRemoteSystem(System):
         reference_image: (H, W) uint8 to match histograms to, or None for no matching.
     """
 
+    uses_sex = True
+
     def __init__(
         self,
         model: Any,
