@@ -1,4 +1,4 @@
-"""Tests on the errors of systems: paired comparisons on the same images, their correction, and equality over groups.
+"""Tests on the errors of systems: paired comparisons on the same images and their correction.
 
 Errors are predicted - reference in months; every function takes signed or absolute errors and uses their size.
 """
@@ -12,10 +12,14 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from boneage_hf.errors import InputError
+from boneage_hf.metrics import ALPHA
+from boneage_hf.metrics import bland_altman as bland_altman  # taken from here by what draws it
 
-#: Two-sided level of every test, and the power for which a sample size is given: the usual convention.
-ALPHA = 0.05
+#: The power for which a sample size is given: the usual convention.
 POWER = 0.8
+
+#: A 95th percentile of fewer values is hardly more than the largest of them, and is not given.
+ENOUGH_FOR_P95 = 20
 
 # Elements of one (draws, images) block: 2 million indices are 16 MB.
 _BLOCK_ELEMENTS = 2_000_000
@@ -29,25 +33,6 @@ class PairedDifference:
     difference_months: float
     low_months: float
     high_months: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class EqualityTest:
-    """Whether the absolute errors depend on the group.
-
-    Attributes:
-        n: images.
-        groups: name -> (images, MAE in months).
-        spread_months: largest - smallest MAE of a group.
-        p_value: of the permutation test that the groups' absolute errors are exchangeable.
-        permutations: random relabellings behind it.
-    """
-
-    n: int
-    groups: dict[str, tuple[int, float]]
-    spread_months: float
-    p_value: float
-    permutations: int
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, draws: int = 2000, seed: int = 0) -> PairedDifference:
@@ -137,82 +122,6 @@ def n_needed(a: ArrayLike, b: ArrayLike, *, alpha: float = ALPHA, power: float =
         return None
     z = scipy.stats.norm.ppf(1 - alpha / 2) + scipy.stats.norm.ppf(power)
     return max(2, math.ceil((z * float(gained.std(ddof=1)) / mean) ** 2))
-
-
-def equal_over_groups(
-    errors: ArrayLike, groups: Sequence[str], *, permutations: int = 2000, seed: int = 0
-) -> EqualityTest:
-    """Test the claim that a system errs equally in all groups, by permuting the groups over the images.
-
-    The statistic is that of a one-way analysis of variance, the sum over groups of n_g * (MAE_g - MAE)^2: a group of a
-    few images weighs as much as it holds, which the largest difference of two groups would not heed. The
-    p-value is (1 + permutations at least as large) / (1 + permutations) (Phipson B, Smyth GK, Stat Appl Genet Mol Biol
-    2010;9:39). A large p-value does not show that the groups are equal.
-
-    Args:
-        errors: shape (n,), months.
-        groups: n names.
-        permutations, seed: of the random relabellings.
-
-    Raises:
-        InputError: nothing to test, another number of groups than errors, a value that is not finite, or one group.
-    """
-    absolute = _sizes(errors, "errors")
-    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if len(member) != len(absolute):
-        raise InputError(f"there are {len(absolute)} errors but {len(member)} groups; give one per image.")
-    if len(names) < 2:
-        raise InputError("all images are in one group; equality needs two groups or more.")
-    _at_least_one(permutations, "permutations")
-    count = np.bincount(member)
-
-    def between(labels: NDArray[np.int64]) -> float:
-        means = np.bincount(labels, weights=absolute) / count
-        return float((count * np.square(means - absolute.mean())).sum())
-
-    observed = between(member)
-    generator = np.random.default_rng(seed)
-    # Equal statistics may differ in their last bits by the order of a sum.
-    bar = observed * (1 - 1e-12)
-    reached = sum(between(generator.permutation(member)) >= bar for _ in range(permutations))
-    means = np.bincount(member, weights=absolute) / count
-    return EqualityTest(
-        n=len(absolute),
-        groups={str(name): (int(k), float(mean)) for name, k, mean in zip(names, count, means, strict=True)},
-        spread_months=float(means.max() - means.min()),
-        p_value=(1 + reached) / (1 + permutations),
-        permutations=permutations,
-    )
-
-
-def bland_altman(predicted_months: ArrayLike, reference_months: ArrayLike) -> dict[str, float]:
-    """Bias and 95 % limits of agreement of predictions with references (Bland JM, Altman DG, Lancet 1986;i:307-10).
-
-    Args:
-        predicted_months, reference_months: shape (n,), n of 2 or more, months, in the same order.
-
-    Returns:
-        `bias_months`, `sd_months` (of the differences), `lower_limit_months`, `upper_limit_months` (bias -/+ 1.96 SD),
-        and the half-widths of their 95 % intervals, `bias_margin_months` (t * SD / sqrt(n)) and
-        `limit_margin_months` (t * SD * sqrt(3 / n), the paper's approximation).
-
-    Raises:
-        InputError: fewer than 2 images, or the lengths differ.
-    """
-    difference = np.asarray(predicted_months, dtype=np.float64) - np.asarray(reference_months, dtype=np.float64)
-    n = len(difference)
-    if n < 2:
-        raise InputError("limits of agreement need two images or more.")
-    bias, deviation = float(difference.mean()), float(difference.std(ddof=1))
-    t = float(scipy.stats.t.ppf(1 - ALPHA / 2, n - 1))
-    return {
-        "bias_months": bias,
-        "sd_months": deviation,
-        "lower_limit_months": bias - 1.96 * deviation,
-        "upper_limit_months": bias + 1.96 * deviation,
-        "bias_margin_months": t * deviation / math.sqrt(n),
-        "limit_margin_months": t * deviation * math.sqrt(3 / n),
-    }
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

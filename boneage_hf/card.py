@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .configuration_boneage import BoneAgeConfig
 from .errors import InputError
 from .hub import checkpoint_revision, load_pipeline, trained_on_rsna
-from .metrics import MISSING
+from .interval_boneage import INTERVAL_ALPHA
+from .metrics import CLAIM_OVER_AGE, MISSING, bands_clearly_worse, format_claim, rare_ages
 from .recipes import plan_that_repeats
 from .summary import layer_table
 
@@ -84,17 +85,18 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None, stress
         else "single view",
         results_rows=_rows({_MEASURES[key]: (results["metrics"], key) for key in _MEASURES} if results else {}),
         group_rows="\n".join(_group_row(part) for part in (results["groups"] if results else [])),
+        age_notes=_age_notes(results or {}),
+        rare_note=_rare_note(results or {}),
         coverage_rows=_coverage_rows((results or {}).get("interval")),
         stress=stress,
         adjustment_note=_adjustment_note(config),
         provenance={key: provenance.get(key) for key in _PROVENANCE},
         initial_note=_initial_note(provenance.get("initial_weights") or {}),
         teacher_note=_teacher_note(provenance),
-        plan=plan_that_repeats(provenance),
-        plan_start=_plan_start(provenance),
-        precision=provenance.get("mixed_precision", "no"),
+        commands="\n".join(_commands(provenance)),
         curve_rows=_curve_rows(provenance),
         cost_note=_cost_note(provenance),
+        not_counted=_not_counted(provenance),
         recipe=json.dumps(provenance.get("recipe"), indent=2),
     )
     return str(card)
@@ -129,9 +131,10 @@ def _read_metrics(path: Path, *, revision: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Stress:
-    """Images, MAE as they are, and a row of the card for each kind of change."""
+    """Number of images, which ones, their MAE as they are, and a row of the card for each kind of change."""
 
     n: int
+    images: str
     unchanged_mae_months: float
     rows: str
 
@@ -153,7 +156,10 @@ def _read_stress(folder: Path, *, revision: str) -> _Stress:
             f"{100 * float(row['moved_over_12_months']):.0f} % |"
             for row in worst.values()
         ]
-        stress = _Stress(int(manifest["n"]), float(settings[0]["unchanged_mae_months"]), "\n".join(rows))
+        n = int(manifest["n"])
+        # Results from before the manifest told are of the first images.
+        images = str(manifest.get("images") or f"the first {n:,} of the split")
+        stress = _Stress(n, images, float(settings[0]["unchanged_mae_months"]), "\n".join(rows))
         measured = manifest["revision"]
     except (OSError, ValueError, KeyError, IndexError):
         raise InputError("The stress folder is not one that `boneage-benchmark stress` writes.") from None
@@ -165,7 +171,49 @@ def _read_stress(folder: Path, *, revision: str) -> _Stress:
 def _group_row(part: dict[str, Any]) -> str:
     name = f"{part['group']} months" if part["grouping"] == "age_band_months" else part["group"]
     interval = _interval([part["mae_months_low"], part["mae_months_high"]])
-    return f"| {name} | {part['n']:,} | {_number(part['mae_months'])} | {interval} |"
+    low, high = part["bias_months_low"], part["bias_months_high"]
+    bias = MISSING if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
+    return (
+        f"| {name} | {part['n']:,} | {_number(part['mae_months'])} | {interval} | {part['bias_months']:+.2f} | "
+        f"{bias} |"
+    )
+
+
+def _age_notes(results: dict[str, Any]) -> list[str]:
+    """How the error depends on age: its slope, and whether it is the same at all ages."""
+    slopes, notes = results.get("error_over_age") or {}, []
+    said = []
+    for name in ("reference", "predicted"):
+        value, interval = slopes.get(f"slope_over_{name}"), slopes.get(f"slope_over_{name}_ci95") or [None, None]
+        if value is not None:
+            ends = "" if None in interval else f" (95 % {interval[0]:+.3f} to {interval[1]:+.3f})"
+            said.append(f"{value:+.3f} months per month of {name} age{ends}")
+    if said:
+        notes.append(
+            f"The error changes by {' and by '.join(said)}. Below 0 the young are read as too old and the old as too "
+            "young; over the reference the best possible model is below 0 too, as the readings are themselves off."
+        )
+    notes.append(f'"{CLAIM_OVER_AGE.capitalize()}": {format_claim(results)}.')
+    return notes
+
+
+def _rare_note(results: dict[str, Any]) -> str:
+    """The error at both ends of the age range, and the ages where it is clearly above that of all."""
+    groups = results.get("groups")
+    if not groups:
+        return "The error there was not measured."
+    ends = ", ".join(
+        f"{name} {_number(mae)} (n = {n:,})" if n else f"{name} not measured (no image)"
+        for name, (n, mae) in rare_ages(groups).items()
+    )
+    note = f"Mean absolute error in months: {ends}, all ages {_number(results['metrics']['mae_months'])}."
+    worse = ", ".join(
+        f"{band['group']} months ({_number(band['mae_months'])}, n = {band['n']:,})"
+        for band in bands_clearly_worse(groups)
+    )
+    if worse:
+        return f"{note} Above that of all ages with the whole 95 % interval: {worse}."
+    return f"{note} No 24-month band is above that of all ages with its whole 95 % interval."
 
 
 #: Measures of the metadata: key of `metrics.json`, type and name on the Hub.
@@ -216,11 +264,13 @@ def _teacher_note(provenance: dict[str, Any]) -> str:
         teacher = stage.get("teacher")
         if teacher:
             size = (stage.get("recipe") or {}).get("image_size", MISSING)
-            began = _first_weights(teacher.get("provenance") or {})
+            before = teacher.get("provenance") or {}
+            began = _first_weights(before)
+            terms = ", licence as of these weights" if trained_on_rsna(BoneAgeConfig(provenance=before)) else ""
             notes.append(
                 f" In the training at {size} px the features that `{teacher['source']}` (weights "
-                f"`{teacher['revision']}`; begun from {began}) has of the same training images were further targets, "
-                "so its losses hold their error as well; the teacher takes no part in an answer."
+                f"`{teacher['revision']}`{terms}; begun from {began}) has of the same training images were further "
+                "targets, so its losses hold their error as well; the teacher takes no part in an answer."
             )
     return "".join(notes)
 
@@ -317,6 +367,40 @@ def _cost_note(provenance: dict[str, Any]) -> str:
         where = machine["accelerator"] or machine["processor"] or machine["machine"]
         notes.append(f"{cost['core_hours']:.1f} at {size} px ({where}, {machine['torch_threads']} threads)")
     return "; ".join(notes)
+
+
+def _not_counted(provenance: dict[str, Any]) -> str:
+    """What the core-hours leave out: all that is done once, or after the steps of an epoch."""
+    stages = _stages(provenance)
+    left_out = ["validation"]
+    if any((stage.get("recipe") or {}).get("cached_views") for stage in stages):
+        left_out.append("the one pass of the training images through a frozen backbone whose features were kept")
+    if any(stage.get("teacher") for stage in stages):
+        left_out.append("the teacher's one pass over the training images")
+    return ", ".join(left_out)
+
+
+def _commands(provenance: dict[str, Any]) -> list[str]:
+    """The command lines that make such a checkpoint again, one after the other; none where its recipe has no name.
+    What was fitted with settings for which the command line has no option is left out."""
+    plan = plan_that_repeats(provenance)
+    if plan is None:
+        return []
+    precision = provenance.get("mixed_precision", "no")
+    lines = [
+        f"boneage train DATASET RUN --recipe {plan} --initial-weights {_plan_start(provenance)} "
+        f"--mixed-precision {precision}"
+    ]
+    checkpoint = "RUN/checkpoint"
+    interval, gate = provenance.get("interval"), provenance.get("gate")
+    if interval and interval.get("alpha") == INTERVAL_ALPHA:
+        options = " --correct-age" if interval.get("age_correction") else ""
+        options += " --flip-average" if interval.get("flip_average") else ""
+        lines.append(f"boneage fit-interval {checkpoint} DATASET INTERVAL{options}")
+        checkpoint = "INTERVAL"
+    if gate and gate.get("seed") == 0:
+        lines.append(f"boneage fit-gate {checkpoint} DATASET GATED --images {gate['n']}")
+    return lines
 
 
 def _plan_start(provenance: dict[str, Any]) -> str:

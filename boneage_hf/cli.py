@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from .evaluation import evaluate_checkpoint
-    from .metrics import format_coverage, format_metrics
+    from .metrics import format_coverage, format_groups, format_metrics, format_over_age
 
     summary = evaluate_checkpoint(
         options.checkpoint,
@@ -96,6 +96,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     print(f"{summary['protocol']}, n = {summary['n']}, revision {summary['revision']}")
     print(format_metrics(summary["metrics"]))
+    print("by sex and 24-month band of the reference age, months:")
+    print(format_groups(summary["groups"]))
+    print(format_over_age(summary))
     if summary["interval"] is not None:
         print("90 % interval, coverage of one clinical reading:")
         print(format_coverage(summary["interval"]))

@@ -27,7 +27,7 @@ from .hub import storage_tensors
 from .image_processing_boneage import BoneAgeImageProcessor
 from .interval_boneage import interval_months
 from .memory import keep_freed_memory
-from .metrics import by_group, coverage_metrics, error_metrics, error_over_age
+from .metrics import by_group, coverage_metrics, error_metrics, error_over_age, over_age
 from .modeling_boneage import BoneAgeModel
 from .pipeline_boneage import BoneAgePipeline, predict_batch
 from .prepared import prepare_image, without_decoding
@@ -173,7 +173,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Error measures of a prediction table with all that a reported figure has to carry.
 
-    `interval` holds the coverage, see [`boneage_hf.metrics.coverage_metrics`], or None if the model has no interval.
+    `interval` holds the coverage, see [`boneage_hf.metrics.coverage_metrics`], or None if the model has no interval;
+    `bland_altman` and `equal_over_age` are as of [`boneage_hf.metrics.over_age`].
     """
     predicted, reference = table["predicted_months"].to_numpy(), table["reference_months"].to_numpy()
     groups = by_group(predicted, reference, sex=table["sex"].tolist())
@@ -187,6 +188,8 @@ def summarise(
         "metrics": error_metrics(predicted, reference),
         "groups": groups.astype(object).where(groups.notna(), None).to_dict(orient="records"),
         "error_over_age": error_over_age(predicted, reference),
+        # Of predictions as the published file has them: whoever has it and the labels finds the very same p-value.
+        **over_age(table.assign(predicted_months=predicted.round(4))),
         "interval": coverage_metrics(table) if "interval_low_months" in table.columns else None,
         "data_fingerprint": fingerprint(table["id"].tolist(), table["reference_months"].tolist()),
         "predictions_sha256": hashlib.sha256(predictions_csv(table).encode()).hexdigest(),

@@ -6,7 +6,9 @@ called MAD; the names say what is computed. `BoneAgeMetric` in `evaluate_metric.
 `evaluate` library, whose import takes seconds and is not needed here.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,13 +51,23 @@ MEASURES: tuple[str, ...] = (
     "within_24_months",
 )
 
+#: Two-sided level of every test: the usual convention.
+ALPHA = 0.05
+
+#: What [`over_age`] tests.
+CLAIM_OVER_AGE = "equally good over the whole age range"
+
+#: Children under and over these ages are rare in the data sets that models are trained on, so the error there is
+#: given in any case. Both are limits of 24-month bands.
+RARE_UNDER_MONTHS, RARE_FROM_MONTHS = 48, 192
+
 #: What a person reads where a number is undefined or was never published.
 MISSING = "\N{EN DASH}"
 
 # Elements of one (samples, images) block: 2 million doubles are 16 MB per temporary array.
 _BLOCK_ELEMENTS = 2_000_000
 
-# No child is older than 25 years, and a reference median above 30 months cannot be in years.
+# No child is older than 25 years, and a median above 30 cannot be in years.
 _OLDEST_IN_YEARS = 25
 _MEDIAN_IN_MONTHS = 30
 
@@ -205,6 +217,255 @@ def _slope(errors: NDArray[np.float64], age: NDArray[np.float64]) -> NDArray[np.
     square = np.square(centred).sum(axis=1)
     constant = np.ptp(age, axis=1) == 0
     return np.where(constant, np.nan, (centred * errors).sum(axis=1) / np.where(constant, 1.0, square))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualityTest:
+    """Whether the absolute errors depend on the group.
+
+    Attributes:
+        n: images.
+        groups: name -> (images, MAE in months).
+        spread_months: largest - smallest MAE of a group.
+        p_value: of the permutation test that the groups' absolute errors are exchangeable.
+        permutations: random relabellings behind it.
+    """
+
+    n: int
+    groups: dict[str, tuple[int, float]]
+    spread_months: float
+    p_value: float
+    permutations: int
+
+
+def equal_over_groups(
+    errors: ArrayLike, groups: Sequence[str], *, permutations: int = 2000, seed: int = 0
+) -> EqualityTest:
+    """Test the claim that a system errs equally in all groups, by permuting the groups over the images.
+
+    The statistic is that of a one-way analysis of variance, the sum over groups of n_g * (MAE_g - MAE)^2: a group of a
+    few images weighs as much as it holds, which the largest difference of two groups would not heed. The
+    p-value is (1 + permutations at least as large) / (1 + permutations) (Phipson B, Smyth GK, Stat Appl Genet Mol Biol
+    2010;9:39). A large p-value does not show that the groups are equal.
+
+    Args:
+        errors: shape (n,), predicted - reference or its size, months.
+        groups: n names.
+        permutations, seed: of the random relabellings.
+
+    Raises:
+        InputError: nothing to test, another number of groups than errors, a value that is not finite, or one group.
+    """
+    absolute = np.abs(_column(errors, "errors"))
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(member) != len(absolute):
+        raise InputError(f"there are {len(absolute)} errors but {len(member)} groups; give one per image.")
+    if len(names) < 2:
+        raise InputError("all images are in one group; equality needs two groups or more.")
+    if permutations < 1:
+        raise InputError(f"permutations is {permutations}; it must be 1 or more.")
+    count = np.bincount(member)
+
+    def between(labels: NDArray[np.int64]) -> float:
+        means = np.bincount(labels, weights=absolute) / count
+        return float((count * np.square(means - absolute.mean())).sum())
+
+    observed = between(member)
+    generator = np.random.default_rng(seed)
+    # Equal statistics may differ in their last bits by the order of a sum.
+    bar = observed * (1 - 1e-12)
+    reached = sum(between(generator.permutation(member)) >= bar for _ in range(permutations))
+    means = np.bincount(member, weights=absolute) / count
+    return EqualityTest(
+        n=len(absolute),
+        groups={str(name): (int(k), float(mean)) for name, k, mean in zip(names, count, means, strict=True)},
+        spread_months=float(means.max() - means.min()),
+        p_value=(1 + reached) / (1 + permutations),
+        permutations=permutations,
+    )
+
+
+def bland_altman(predicted_months: ArrayLike, reference_months: ArrayLike) -> dict[str, float]:
+    """Bias and 95 % limits of agreement of predictions with references (Bland JM, Altman DG, Lancet 1986;i:307-10).
+
+    Args:
+        predicted_months, reference_months: shape (n,), n of 2 or more, months, in the same order.
+
+    Returns:
+        `bias_months`, `sd_months` (of the differences), `lower_limit_months`, `upper_limit_months` (bias -/+ 1.96 SD),
+        and the half-widths of their 95 % intervals, `bias_margin_months` (t * SD / sqrt(n)) and
+        `limit_margin_months` (t * SD * sqrt(3 / n), the paper's approximation).
+
+    Raises:
+        InputError: fewer than 2 images, or the lengths differ.
+    """
+    from scipy.stats import t as student
+
+    predicted, reference = _column(predicted_months, "predictions"), _column(reference_months, "references")
+    if len(predicted) != len(reference):
+        raise InputError(
+            f"there are {len(predicted)} predictions but {len(reference)} references; give one of each per image."
+        )
+    difference = predicted - reference
+    n = len(difference)
+    if n < 2:
+        raise InputError("limits of agreement need two images or more.")
+    bias, deviation = float(difference.mean()), float(difference.std(ddof=1))
+    t = float(student.ppf(1 - ALPHA / 2, n - 1))
+    return {
+        "bias_months": bias,
+        "sd_months": deviation,
+        "lower_limit_months": bias - 1.96 * deviation,
+        "upper_limit_months": bias + 1.96 * deviation,
+        "bias_margin_months": t * deviation / math.sqrt(n),
+        "limit_margin_months": t * deviation * math.sqrt(3 / n),
+    }
+
+
+def over_age(matched: pd.DataFrame) -> dict[str, Any]:
+    """`bland_altman` and `equal_over_age`: "equally good over the whole age range" tested by 24-month bands.
+
+    Args:
+        matched: `predicted_months`, `reference_months`.
+
+    Returns:
+        `bland_altman` as of [`bland_altman`], or None for fewer than 2 images; `equal_over_age` with `claim`,
+        `verdict` ("refuted" at the level `ALPHA`, or "not refuted at n = ..."), `test`, `p_value`, `permutations`,
+        `spread_months` and `bands` (name -> `n`, `mae_months`), or None where all images are in one band.
+
+    Raises:
+        InputError: as `error_metrics`.
+    """
+    predicted, reference = matched["predicted_months"].to_numpy(), matched["reference_months"].to_numpy()
+    bands = by_group(predicted, reference, n_resamples=0)
+    bands = bands[bands["grouping"] == "age_band_months"]
+    found: dict[str, Any] = {"bland_altman": None, "equal_over_age": None}
+    if len(reference) >= 2:
+        found["bland_altman"] = bland_altman(predicted, reference)
+    if len(bands) < 2:
+        return found
+    starts = np.array([float(name.split("-")[0]) for name in bands["group"]])
+    # `side="right"` - 1 is the band that begins at or below an age, which for the last one includes its end.
+    member = np.searchsorted(starts, reference, side="right") - 1
+    names = bands["group"].to_numpy()
+    test = equal_over_groups(predicted - reference, [str(names[index]) for index in member])
+    verdict = "refuted" if test.p_value <= ALPHA else f"not refuted at n = {test.n}"
+    found["equal_over_age"] = {
+        "claim": CLAIM_OVER_AGE,
+        "verdict": verdict,
+        "test": "permutation of 24-month bands, sum of squares of absolute errors between bands",
+        "p_value": test.p_value,
+        "permutations": test.permutations,
+        "spread_months": test.spread_months,
+        "bands": {
+            str(name): {"n": test.groups[str(name)][0], "mae_months": test.groups[str(name)][1]} for name in names
+        },
+    }
+    return found
+
+
+def rare_ages(groups: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, float | None]]:
+    """Images and MAE at the two ends of the age range.
+
+    Args:
+        groups: rows of [`by_group`] as mappings, with their 24-month bands.
+
+    Returns:
+        "under 48 months" and "192 months and over" -> (images, MAE in months, or None without images).
+    """
+    young: list[Mapping[str, Any]] = []
+    old: list[Mapping[str, Any]] = []
+    for band in groups:
+        if band["grouping"] == "age_band_months":
+            start, end = (float(limit) for limit in band["group"].split("-"))
+            if end <= RARE_UNDER_MONTHS:
+                young.append(band)
+            elif start >= RARE_FROM_MONTHS:
+                old.append(band)
+
+    def together(bands: list[Mapping[str, Any]]) -> tuple[int, float | None]:
+        n = sum(band["n"] for band in bands)
+        return n, sum(band["n"] * band["mae_months"] for band in bands) / n if n else None
+
+    return {
+        f"under {RARE_UNDER_MONTHS} months": together(young),
+        f"{RARE_FROM_MONTHS} months and over": together(old),
+    }
+
+
+def bands_clearly_worse(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The 24-month bands among rows of [`by_group`] whose whole 95 % interval of the MAE lies above the MAE of all
+    images; a band without an interval is never among them."""
+    overall = next((row["mae_months"] for row in groups if row["grouping"] == "all"), None)
+    bands = [row for row in groups if row["grouping"] == "age_band_months" and row["mae_months_low"] is not None]
+    return [] if overall is None else [row for row in bands if row["mae_months_low"] > overall]
+
+
+def format_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return MAE and bias of each group as aligned lines of text, and the MAE at both ends of the age range.
+
+    Args:
+        groups: rows of [`by_group`] as mappings, NaN as None.
+    """
+    names = [f"{row['group']} months" if row["grouping"] == "age_band_months" else str(row["group"]) for row in groups]
+    ends = rare_ages(groups)
+    width = max(len(name) for name in (*names, *ends))
+
+    def between(row: Mapping[str, Any], key: str, sign: str) -> str:
+        low, high = row[f"{key}_low"], row[f"{key}_high"]
+        return MISSING if low is None or high is None else f"95 % [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+    lines = [
+        f"{name:<{width}}  n {row['n']:>5}  MAE {row['mae_months']:5.2f}  {between(row, 'mae_months', ''):<21}  "
+        f"bias {row['bias_months']:+6.2f}  {between(row, 'bias_months', '+')}"
+        for name, row in zip(names, groups, strict=True)
+    ]
+    lines += [
+        f"{name:<{width}}  n {n:>5}  MAE {MISSING:>5}" if mae is None else f"{name:<{width}}  n {n:>5}  MAE {mae:5.2f}"
+        for name, (n, mae) in ends.items()
+    ]
+    worse = ", ".join(str(row["group"]) for row in bands_clearly_worse(groups))
+    return "\n".join([*lines, f"bands clearly worse than all images: {worse or 'none'}"])
+
+
+def format_over_age(summary: Mapping[str, Any]) -> str:
+    """Return slopes of the error over age, limits of agreement and the claim about all ages as lines of text.
+
+    Args:
+        summary: `error_over_age`, `bland_altman` and `equal_over_age`, as [`error_over_age`] and [`over_age`] return
+            them; what is None or absent is printed as an en dash or "not measured".
+    """
+    lines = []
+    for name in ("reference", "predicted"):
+        slopes = summary.get("error_over_age") or {}
+        value, (low, high) = slopes.get(f"slope_over_{name}"), slopes.get(f"slope_over_{name}_ci95") or (None, None)
+        said = MISSING if value is None else f"{value:+.3f}"
+        said += "" if low is None or high is None else f"  95 % [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"slope of the error over the {name} age, months per month: {said}")
+    limits = summary.get("bland_altman")
+    agreement = (
+        MISSING
+        if limits is None
+        else f"{limits['lower_limit_months']:+.1f} to {limits['upper_limit_months']:+.1f} months "
+        f"(-/+ {limits['limit_margin_months']:.1f})"
+    )
+    claim = f'"{CLAIM_OVER_AGE}": {format_claim(summary)}'
+    return "\n".join([*lines, f"95 % limits of agreement: {agreement}", claim])
+
+
+def format_claim(summary: Mapping[str, Any]) -> str:
+    """The verdict on the claim about all ages with its p-value and the spread behind it, or "not measured".
+
+    Args:
+        summary: may hold `equal_over_age` as of [`over_age`].
+    """
+    found = summary.get("equal_over_age")
+    if found is None:
+        return "not measured"
+    return (
+        f"{found['verdict']} (permutation test over 24-month bands, p = {found['p_value']:.4f}; the MAEs of the bands "
+        f"differ by up to {found['spread_months']:.1f} months)"
+    )
 
 
 def match_by_id(predictions: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
@@ -388,11 +649,12 @@ def _checked(
             f"there are {len(predicted)} predictions but {len(reference)} references; give one of each per image, "
             "in the same order."
         )
-    in_years = predicted.max() <= _OLDEST_IN_YEARS and np.median(reference) > _MEDIAN_IN_MONTHS
+    # Medians: one odd prediction must not hide the unit of all others.
+    in_years = np.median(predicted) <= _OLDEST_IN_YEARS and np.median(reference) > _MEDIAN_IN_MONTHS
     # A poor model may really say 20 months for a child of 40: years are meant only if months fit better after * 12.
-    if in_years and np.abs(12 * predicted - reference).mean() < np.abs(predicted - reference).mean():
+    if in_years and np.median(np.abs(12 * predicted - reference)) < np.median(np.abs(predicted - reference)):
         raise InputError(
-            f"the predictions look like years (all at most {_OLDEST_IN_YEARS}, references around "
+            f"the predictions look like years (half of them at most {_OLDEST_IN_YEARS}, references around "
             f"{np.median(reference):.0f} months); multiply them by 12."
         )
     return predicted, reference

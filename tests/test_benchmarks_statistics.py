@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.statistics import equal_over_groups, holm, n_needed, paired_bootstrap, wilcoxon
+from benchmarks.statistics import holm, n_needed, paired_bootstrap, wilcoxon
 from boneage_hf.errors import InputError
 
 
@@ -110,36 +110,6 @@ def test_the_images_needed_do_not_depend_on_the_order_and_grow_with_a_stricter_l
     assert stricter > needed
 
 
-def test_equality_over_groups_is_exact_on_few_images() -> None:
-    errors, groups = np.array([1.0, 2, 9, 10, 11.5, 3]), ["a", "a", "b", "b", "b", "a"]
-    absolute = np.abs(errors)
-
-    def between(labels: list[str]) -> float:
-        found = 0.0
-        for name in ("a", "b"):
-            members = [value for value, label in zip(absolute, labels, strict=True) if label == name]
-            found += len(members) * (sum(members) / len(members) - absolute.mean()) ** 2
-        return found
-
-    everyone = [between(list(labels)) for labels in itertools.permutations(groups)]
-    exact = np.mean([value >= between(groups) - 1e-9 for value in everyone])
-    found = equal_over_groups(errors, groups, permutations=4000, seed=0)
-    assert found.p_value == pytest.approx(exact, abs=0.02)
-    assert found.groups == {"a": (3, pytest.approx(2.0)), "b": (3, pytest.approx(30.5 / 3))}
-    assert found.spread_months == pytest.approx(30.5 / 3 - 2)
-
-
-def test_equal_groups_are_called_unequal_no_more_often_than_the_level_allows() -> None:
-    groups = ["0-24"] * 5 + ["24-48"] * 30 + ["48-72"] * 15
-    called = [equal_over_groups(drawn_errors(50, seed=s), groups, permutations=99).p_value <= 0.05 for s in range(200)]
-    assert np.mean(called) <= 0.09
-
-
-def test_groups_of_unequal_error_are_found() -> None:
-    errors = np.concatenate([drawn_errors(60, scale=5), drawn_errors(60, scale=15, seed=2)])
-    assert equal_over_groups(errors, ["young"] * 60 + ["old"] * 60, permutations=500).p_value < 0.01
-
-
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
@@ -153,10 +123,3 @@ def test_errors_that_do_not_pair_are_refused(a: list[float], b: list[float], mes
     for test in (paired_bootstrap, wilcoxon, n_needed):
         with pytest.raises(InputError, match=message):
             test(a, b)
-
-
-def test_one_group_and_a_group_too_many_are_refused() -> None:
-    with pytest.raises(InputError, match="two groups"):
-        equal_over_groups([1.0, 2.0], ["a", "a"])
-    with pytest.raises(InputError, match="one per image"):
-        equal_over_groups([1.0, 2.0], ["a"])

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,30 @@ import pytest
 import yaml
 
 from boneage_hf.card import render_card
+from boneage_hf.cli import build_parser
 from boneage_hf.errors import InputError
 from boneage_hf.hub import checkpoint_revision, load_pipeline, save_checkpoint
 from boneage_hf.metrics import MISSING
 from boneage_hf.recipes import RECIPES
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
+
+
+def group(
+    grouping: str, name: str, n: int, *, mae: float = 7.25, low: float | None = 7.0, bias: float = -9.34
+) -> dict[str, Any]:
+    """A row of `groups` as `boneage evaluate` writes it; without `low` the intervals are undefined."""
+    return {
+        "grouping": grouping,
+        "group": name,
+        "n": n,
+        "mae_months": mae,
+        "mae_months_low": low,
+        "mae_months_high": None if low is None else 7.5,
+        "bias_months": bias,
+        "bias_months_low": None if low is None else -10.38,
+        "bias_months_high": None if low is None else 0.28,
+    }
 
 
 def metrics_file(folder: Path, **changes: Any) -> Path:
@@ -35,17 +54,7 @@ def metrics_file(folder: Path, **changes: Any) -> Path:
         "n": 1024,
         "flip_average": False,
         "metrics": metrics,
-        "groups": [
-            {
-                "grouping": grouping,
-                "group": group,
-                "n": n,
-                "mae_months": 7.25,
-                "mae_months_low": low,
-                "mae_months_high": 7.5,
-            }
-            for grouping, group, n, low in (("sex", "female", 470, 7.0), ("age_band_months", "0-24", 8, None))
-        ],
+        "groups": [group("sex", "female", 470), group("age_band_months", "0-24", 8, low=None)],
         "data_fingerprint": "a" * 64,
         "predictions_sha256": "b" * 64,
         **changes,
@@ -59,8 +68,75 @@ def test_the_card_shows_the_measured_error_with_its_protocol_and_interval(tmp_pa
     text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path))
     assert "| mean absolute error (months) | 7.25 | 7.00 to 7.50 |" in text
     assert "Protocol `reference-test-1024`: 1,024 images" in text
-    assert "| female | 470 | 7.25 | 7.00 to 7.50 |" in text
-    assert f"| 0-24 months | 8 | 7.25 | {MISSING} |" in text
+    assert "| female | 470 | 7.25 | 7.00 to 7.50 | -9.34 | -10.38 to +0.28 |" in text
+    assert f"| 0-24 months | 8 | 7.25 | {MISSING} | -9.34 | {MISSING} |" in text
+
+
+def test_the_card_says_how_the_error_depends_on_age(tmp_path: Path) -> None:
+    slopes = {
+        "slope_over_reference": -0.1571,
+        "slope_over_reference_ci95": [-0.1774, -0.1382],
+        "slope_over_predicted": 0.0123,
+        "slope_over_predicted_ci95": [None, None],
+    }
+    claim = {"verdict": "refuted", "p_value": 0.0005, "spread_months": 18.37}
+    path = metrics_file(tmp_path, error_over_age=slopes, equal_over_age=claim)
+    text = render_card(str(TINY), name="tiny", metrics_file=path)
+    assert "by -0.157 months per month of reference age (95 % -0.177 to -0.138)" in text
+    assert "by +0.012 months per month of predicted age. Below 0" in text
+    assert '"Equally good over the whole age range": refuted (permutation test' in text
+    assert "p = 0.0005; the MAEs of the bands differ by up to 18.4 months" in text
+
+
+@pytest.mark.parametrize("changes", [{}, {"equal_over_age": None}])
+def test_a_claim_about_all_ages_that_the_metrics_do_not_hold_was_not_measured(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path, **changes))
+    assert '"Equally good over the whole age range": not measured.' in text
+
+
+def of_rsna(folder: Path) -> Path:
+    """The tiny checkpoint, as if it had been trained on RSNA images."""
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["provenance"]["data"] = {"kind": "rsna"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_limits_name_the_ages_whose_measured_error_is_larger_and_always_both_ends(tmp_path: Path) -> None:
+    bands = (
+        ("0-24", 7, 16.2, 9.7),
+        ("24-48", 33, 11.2, 8.6),
+        ("96-120", 109, 16.3, 14.3),
+        ("192-216", 35, 18.4, 14.9),
+        ("216-240", 1, 29.3, None),
+    )
+    groups = [group("all", "all", 1024, mae=13.02, low=12.5)]
+    groups += [group("age_band_months", name, n, mae=mae, low=low) for name, n, mae, low in bands]
+    checkpoint = str(of_rsna(tmp_path / "checkpoint"))
+    path = metrics_file(tmp_path, groups=groups)
+    content = json.loads(path.read_text())
+    content["metrics"]["mae_months"] = 13.02
+    path.write_text(json.dumps(content))
+    text = render_card(checkpoint, name="tiny", metrics_file=path)
+    assert "under 48 months 12.07 (n = 40), 192 months and over 18.70 (n = 36), all ages 13.02." in text
+    assert "95 % interval: 96-120 months (16.30, n = 109), 192-216 months (18.40, n = 35)." in text
+    assert "expect larger errors" not in text
+
+
+def test_the_limits_say_where_no_age_is_worse_and_where_an_end_has_no_image(tmp_path: Path) -> None:
+    groups = [group("all", "all", 50), group("age_band_months", "96-120", 50)]
+    path = metrics_file(tmp_path, groups=groups)
+    text = render_card(str(of_rsna(tmp_path / "checkpoint")), name="tiny", metrics_file=path)
+    assert "under 48 months not measured (no image), 192 months and over not measured (no image)" in text
+    assert "No 24-month band is above that of all ages" in text
+
+
+def test_the_limits_of_weights_without_metrics_say_that_the_rare_ages_were_not_measured(tmp_path: Path) -> None:
+    text = render_card(str(of_rsna(tmp_path / "checkpoint")), name="tiny", metrics_file=None)
+    assert "over 192 months. The error there was not measured." in text
 
 
 def metadata_of(card: str) -> dict[str, Any]:
@@ -69,12 +145,7 @@ def metadata_of(card: str) -> dict[str, Any]:
 
 
 def test_weights_trained_on_rsna_images_have_their_own_licence(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(TINY, checkpoint)
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["provenance"]["data"] = {"kind": "rsna"}
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    text = render_card(str(checkpoint), name="tiny", metrics_file=None)
+    text = render_card(str(of_rsna(tmp_path / "checkpoint")), name="tiny", metrics_file=None)
     assert metadata_of(text)["license"] == "other"
     assert metadata_of(text)["license_link"] == "LICENSE"
     assert "non-commercial use" in text
@@ -142,6 +213,86 @@ def test_a_card_names_the_teacher_of_each_training_and_what_it_began_with(tmp_pa
     ) in text
 
 
+def test_a_card_says_that_a_teacher_trained_on_rsna_images_has_the_licence_of_these_weights(tmp_path: Path) -> None:
+    pipe = load_pipeline(TINY)
+    teacher = {"source": "master", "revision": "0123456789ab", "provenance": {"data": {"kind": "rsna"}}}
+    pipe.model.config.provenance = {"teacher": teacher}
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "taught")
+    text = render_card(str(tmp_path / "taught"), name="taught", metrics_file=None)
+    assert "`master` (weights `0123456789ab`, licence as of these weights; begun from" in text
+
+
+def trained(folder: Path, **provenance: Any) -> str:
+    """A checkpoint of the recipe `quick` with this added to its provenance."""
+    pipe = load_pipeline(TINY)
+    pipe.model.config.provenance = {"recipe": RECIPES["quick"].to_dict(), **provenance}
+    save_checkpoint(pipe.model, pipe.image_processor, folder / "trained")
+    return str(folder / "trained")
+
+
+def commands_of(card: str) -> list[str]:
+    found = re.search(r"^```bash\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
+    return found.group(1).splitlines() if found else []
+
+
+def test_a_card_holds_the_commands_that_repeat_training_interval_and_gate(tmp_path: Path) -> None:
+    interval = {
+        "alpha": 0.1,
+        "n": 1064,
+        "fingerprint": "c" * 64,
+        "flip_average": True,
+        "age_correction": {"kept": False, "mae_before_months": 6.75, "mae_after_months": 6.74},
+    }
+    checkpoint = trained(tmp_path, interval=interval, gate={"n": 500, "seed": 0})
+    text = render_card(checkpoint, name="trained", metrics_file=None)
+    assert "The weights again, then their interval, then their quality gate:" in text
+    train, *fits = commands_of(text)
+    assert train.startswith("boneage train DATASET RUN --recipe quick ")
+    assert fits == [
+        "boneage fit-interval RUN/checkpoint DATASET INTERVAL --correct-age --flip-average",
+        "boneage fit-gate INTERVAL DATASET GATED --images 500",
+    ]
+    for command in (train, *fits):
+        build_parser().parse_args(command.split()[1:])  # leaves with an error at an option that is none
+
+
+@pytest.mark.parametrize(
+    ("provenance", "fits"),
+    [
+        ({}, []),
+        ({"interval": {"alpha": 0.1, "flip_average": False}}, ["fit-interval RUN/checkpoint DATASET INTERVAL"]),
+        ({"interval": {"alpha": 0.2, "flip_average": False}}, []),
+        ({"gate": {"n": 3000, "seed": 0}}, ["fit-gate RUN/checkpoint DATASET GATED --images 3000"]),
+        ({"gate": {"n": 3000, "seed": 1}}, []),
+    ],
+)
+def test_a_card_holds_only_commands_that_make_what_the_checkpoint_has(
+    tmp_path: Path, provenance: dict[str, Any], fits: list[str]
+) -> None:
+    text = render_card(trained(tmp_path, **provenance), name="trained", metrics_file=None)
+    assert commands_of(text)[1:] == [f"boneage {command}" for command in fits]
+    assert ("then their interval" in text, "then their quality gate" in text) == (
+        any("fit-interval" in command for command in fits),
+        any("fit-gate" in command for command in fits),
+    )
+
+
+def test_a_card_says_what_its_core_hours_do_not_count(tmp_path: Path) -> None:
+    plain = render_card(trained(tmp_path), name="trained", metrics_file=None)
+    assert "Not counted: validation." in plain
+    cached = {"recipe": {**RECIPES["quick"].to_dict(), "cached_views": 1, "freeze_backbone": True}}
+    teacher = {"source": "master", "revision": "0123456789ab"}
+    text = render_card(
+        trained(tmp_path, teacher=teacher, initial_weights={"source": "first", "provenance": cached}),
+        name="trained",
+        metrics_file=None,
+    )
+    assert (
+        "Not counted: validation, the one pass of the training images through a frozen backbone whose features were "
+        "kept, the teacher's one pass over the training images."
+    ) in text
+
+
 def test_a_card_shows_the_learning_curve_the_core_hours_and_the_command_that_repeats_them(tmp_path: Path) -> None:
     pipe = load_pipeline(TINY)
     machine = {"machine": "x86_64", "processor": "A chip", "cores": 2, "torch_threads": 2, "accelerator": None}
@@ -167,9 +318,9 @@ def test_core_hours_that_nobody_wrote_down_are_missing_on_the_card(tmp_path: Pat
     assert f"{MISSING} at 96 px (not recorded)" in text
 
 
-def stress_folder(folder: Path, *, revision: str | None = None) -> Path:
+def stress_folder(folder: Path, *, revision: str | None = None, **more: Any) -> Path:
     """A stress test of the tiny checkpoint, as the benchmark writes it: three settings of two kinds."""
-    manifest = {"revision": revision or checkpoint_revision(load_pipeline(TINY)), "n": 1024}
+    manifest = {"revision": revision or checkpoint_revision(load_pipeline(TINY)), "n": 1024, **more}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "stress.csv").write_text(
         "kind,setting,unchanged_mae_months,mae_change_months,mae_change_low_months,mae_change_high_months,"
@@ -182,10 +333,44 @@ def stress_folder(folder: Path, *, revision: str | None = None) -> Path:
 
 def test_a_card_names_the_change_of_each_kind_that_costs_most(tmp_path: Path) -> None:
     text = render_card(str(TINY), name="tiny", metrics_file=None, stress_folder=stress_folder(tmp_path))
-    assert "of 1,024 of the images does to the error (8.10 months as they are)" in text
+    assert "Unchanged, these images have a mean\nabsolute error of 8.10 months. The test runs without" in text
     assert "| rotation 30 deg | +1.50 | +1.20 to +1.90 | 6 % |" in text
     assert "rotation 5 deg" not in text
     assert "| contrast x 2 | -0.25 | -0.50 to +0.10 | 0 % |" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "the first 256 of the split"),
+        (
+            {"images": "256 of 1,024, evenly spaced in the order of the split"},
+            "256 of 1,024, evenly spaced in the order of the split",
+        ),
+    ],
+)
+def test_a_card_says_which_images_were_changed_and_that_their_error_is_not_the_one_above(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    folder = stress_folder(tmp_path, n=256, **more)
+    text = render_card(str(TINY), name="tiny", metrics_file=metrics_file(tmp_path), stress_folder=folder)
+    assert f"What changes of the picture do to the error (images: {said}). Unchanged," in text
+    assert "absolute error of 8.10 months; the 7.25 above are of all 1,024." in text
+
+
+def test_a_card_says_whether_a_gate_would_have_met_the_changed_pictures(tmp_path: Path) -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None, stress_folder=stress_folder(tmp_path))
+    assert "without quality checks, and this checkpoint\nhas no gate" in text
+    assert "may refuse" not in text
+    packaged = load_pipeline("default")
+    folder = stress_folder(tmp_path, revision=checkpoint_revision(packaged))
+    text = render_card("default", name="default", metrics_file=None, stress_folder=folder)
+    assert "without quality checks; in use\nthis checkpoint's gate may refuse such a picture, or put it right" in text
+
+
+def test_a_card_without_a_stress_test_says_so() -> None:
+    text = render_card(str(TINY), name="tiny", metrics_file=None)
+    assert "was not measured for this card (`boneage-benchmark stress`)" in text
 
 
 def test_a_stress_test_of_other_weights_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from boneage_hf import __version__, evaluation
+from boneage_hf.card import render_card
 from boneage_hf.cli import main
 from boneage_hf.data import FEATURES, fingerprint, load_split, prepare_phantoms, read_manifest
 from boneage_hf.errors import InputError
@@ -33,7 +34,7 @@ from boneage_hf.evaluation import (
     write_text,
 )
 from boneage_hf.hub import checkpoint_revision, load_pipeline, save_checkpoint
-from boneage_hf.metrics import error_metrics
+from boneage_hf.metrics import error_metrics, match_by_id, over_age
 from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 from boneage_hf.prepared import prepare_images
@@ -232,7 +233,7 @@ def test_metrics_json_is_what_the_evaluation_returned(evaluated: tuple[Path, dic
 def test_metrics_json_carries_all_that_a_figure_needs(evaluated: tuple[Path, dict[str, Any]]) -> None:
     assert list(evaluated[1]) == [
         *("checkpoint", "revision", "protocol", "split", "n", "flip_average", "metrics", "groups"),
-        *("error_over_age", "interval", "data_fingerprint", "predictions_sha256"),
+        *("error_over_age", "bland_altman", "equal_over_age", "interval", "data_fingerprint", "predictions_sha256"),
         *("package_version", "commit", "versions", "date"),
     ]
 
@@ -247,6 +248,17 @@ def test_metrics_json_measures_the_table(evaluated: tuple[Path, dict[str, Any]])
         measured = error_metrics(part["predicted_months"], part["reference_months"])
         assert (row["n"], row["mae_months"]) == (len(part), pytest.approx(measured["mae_months"]))
     assert summary["n"] == len(table)
+
+
+def test_agreement_and_the_claim_about_all_ages_follow_from_the_published_predictions(
+    evaluated: tuple[Path, dict[str, Any]], phantoms: Path
+) -> None:
+    out, summary = evaluated
+    rows = load_split(phantoms, "validation")
+    references = pd.DataFrame({"id": rows["id"], "reference_months": rows["bone_age_months"]})
+    published = match_by_id(pd.read_csv(out / "predictions.csv", dtype={"id": str}), references)
+    assert {name: summary[name] for name in ("bland_altman", "equal_over_age")} == over_age(published)
+    assert summary["equal_over_age"]["verdict"].split(" at ")[0] in ("refuted", "not refuted")
 
 
 def test_metrics_json_names_data_weights_and_predictions(
@@ -291,6 +303,23 @@ def test_the_command_evaluates_the_calibration_half_with_its_options(
     wanted = predict_dataset(pipe, load_split(phantoms, "calibration"), flip_average=True, progress=False)
     assert list(table["id"]) == list(wanted["id"])
     assert table["predicted_months"].to_numpy() == pytest.approx(wanted["predicted_months"].to_numpy(), abs=1e-4)
+
+
+def test_the_command_prints_the_figures_of_the_card(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", TINY, str(phantoms), "--split", "train", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    card = render_card(TINY, name="tiny", metrics_file=tmp_path / "metrics.json")
+    section = card.split("## Measured error")[1].split("## Training")[0]
+    groups, slopes, claim = section.split("| images |")[1].strip().split("\n\n")[:3]
+    for row in groups.splitlines()[2:]:
+        name, n, mae, _, bias, _ = (cell.strip() for cell in row.strip("| ").split("|"))
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{name}  "))
+        assert re.search(rf"n +{n}  MAE +{mae}\d* .*bias +{re.escape(bias)}", line), line
+    for figure in re.findall(r"[+-]\d\.\d{3}", slopes):
+        assert figure in printed
+    assert claim.split(": ")[1].rstrip(".") in printed
 
 
 @pytest.mark.parametrize(

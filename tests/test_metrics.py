@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import statistics
@@ -17,13 +18,20 @@ from boneage_hf.errors import InputError
 from boneage_hf.metrics import (
     MEASURES,
     MISSING,
+    bands_clearly_worse,
+    bland_altman,
     by_group,
     coverage_metrics,
+    equal_over_groups,
     error_metrics,
     error_over_age,
     format_coverage,
+    format_groups,
     format_metrics,
+    format_over_age,
     match_by_id,
+    over_age,
+    rare_ages,
 )
 
 PREDICTED = [100.0, 130.0, 66.0, 183.0, 30.0]
@@ -183,6 +191,11 @@ def test_unusable_input_is_refused_with_its_cure(predicted: Any, reference: Any,
 def test_a_bad_but_real_prediction_in_months_is_not_taken_for_years() -> None:
     assert error_metrics([20.0], [40.0])["mae_months"] == 20.0
     assert error_metrics([0.0, 0.0], [120.0, 130.0])["mae_months"] == 125.0
+
+
+def test_one_odd_prediction_does_not_hide_that_the_others_are_years() -> None:
+    with pytest.raises(InputError, match="look like years"):
+        error_metrics([10.0, 11.5, 100.0], [120.0, 139.0, 96.0])
 
 
 def test_ages_of_infants_are_not_taken_for_years() -> None:
@@ -451,3 +464,172 @@ def test_a_constant_age_has_no_slope() -> None:
     found = error_over_age([100.0, 100.0, 100.0], [90.0, 95.0, 110.0])
     assert (found["slope_over_predicted"], found["slope_over_predicted_ci95"]) == (None, [None, None])
     assert found["slope_over_reference"] == pytest.approx(-1.0)
+
+
+# --- agreement, and the claim about all ages ------------------------------------------------------------------------
+
+
+def drawn_errors(n: int, *, scale: float = 10.0, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, n)
+
+
+def test_equality_over_groups_is_exact_on_few_images() -> None:
+    errors, groups = np.array([1.0, 2, 9, 10, 11.5, 3]), ["a", "a", "b", "b", "b", "a"]
+    absolute = np.abs(errors)
+
+    def between(labels: list[str]) -> float:
+        found = 0.0
+        for name in ("a", "b"):
+            members = [value for value, label in zip(absolute, labels, strict=True) if label == name]
+            found += len(members) * (sum(members) / len(members) - absolute.mean()) ** 2
+        return found
+
+    everyone = [between(list(labels)) for labels in itertools.permutations(groups)]
+    exact = np.mean([value >= between(groups) - 1e-9 for value in everyone])
+    found = equal_over_groups(errors, groups, permutations=4000, seed=0)
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+    assert found.groups == {"a": (3, pytest.approx(2.0)), "b": (3, pytest.approx(30.5 / 3))}
+    assert found.spread_months == pytest.approx(30.5 / 3 - 2)
+
+
+def test_equal_groups_are_called_unequal_no_more_often_than_the_level_allows() -> None:
+    groups = ["0-24"] * 5 + ["24-48"] * 30 + ["48-72"] * 15
+    called = [equal_over_groups(drawn_errors(50, seed=s), groups, permutations=99).p_value <= 0.05 for s in range(200)]
+    assert np.mean(called) <= 0.09
+
+
+def test_groups_of_unequal_error_are_found() -> None:
+    errors = np.concatenate([drawn_errors(60, scale=5), drawn_errors(60, scale=15, seed=2)])
+    assert equal_over_groups(errors, ["young"] * 60 + ["old"] * 60, permutations=500).p_value < 0.01
+
+
+def test_one_group_and_a_group_too_many_are_refused() -> None:
+    with pytest.raises(InputError, match="two groups"):
+        equal_over_groups([1.0, 2.0], ["a", "a"])
+    with pytest.raises(InputError, match="one per image"):
+        equal_over_groups([1.0, 2.0], ["a"])
+    with pytest.raises(InputError, match="permutations is 0"):
+        equal_over_groups([1.0, 2.0], ["a", "b"], permutations=0)
+    with pytest.raises(InputError, match="NaN"):
+        equal_over_groups([1.0, math.nan], ["a", "b"])
+
+
+def test_the_claim_over_age_puts_every_image_into_its_band() -> None:
+    reference = np.array([10.0, 23.9, 24.0, 60.0, 239.0, 240.0])
+    late = np.array([1.0, 3, 5, 7, 9, 11])
+    matched = pd.DataFrame({"reference_months": reference, "predicted_months": reference + late})
+    claim = over_age(matched)["equal_over_age"]
+    assert claim["bands"] == {
+        "0-24": {"n": 2, "mae_months": pytest.approx(2)},
+        "24-48": {"n": 1, "mae_months": pytest.approx(5)},
+        "48-72": {"n": 1, "mae_months": pytest.approx(7)},
+        "216-240": {"n": 2, "mae_months": pytest.approx(10)},
+    }
+    assert claim["spread_months"] == pytest.approx(8)
+
+
+def test_one_image_has_no_limits_of_agreement_and_no_bands_to_compare() -> None:
+    one = pd.DataFrame({"reference_months": [100.0], "predicted_months": [90.0]})
+    assert over_age(one) == {"bland_altman": None, "equal_over_age": None}
+
+
+def test_the_claim_over_age_is_refuted_only_where_the_bands_differ() -> None:
+    reference = np.repeat([12.0, 60.0, 130.0, 200.0], 40)
+    alike, unlike = drawn_errors(160), drawn_errors(160) * np.repeat([1, 1, 1, 4], 40)
+    verdicts = [
+        over_age(pd.DataFrame({"reference_months": reference, "predicted_months": reference + errors}))[
+            "equal_over_age"
+        ]["verdict"]
+        for errors in (alike, unlike)
+    ]
+    assert verdicts == ["not refuted at n = 160", "refuted"]
+
+
+def test_limits_of_agreement_are_those_worked_out_by_hand() -> None:
+    found = bland_altman([101.0, 104.0, 100.0, 107.0], [100.0, 100.0, 100.0, 100.0])
+    # differences 1, 4, 0, 7: mean 3, variance 30 / 3; the 97.5 % quantile of Student's t with 3 degrees is 3.182446
+    assert (found["bias_months"], found["sd_months"]) == (3.0, pytest.approx(math.sqrt(10)))
+    assert found["lower_limit_months"] == pytest.approx(3 - 1.96 * math.sqrt(10))
+    assert found["upper_limit_months"] == pytest.approx(3 + 1.96 * math.sqrt(10))
+    assert found["bias_margin_months"] == pytest.approx(3.182446 * math.sqrt(10 / 4))
+    assert found["limit_margin_months"] == pytest.approx(3.182446 * math.sqrt(10 * 3 / 4))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"), [([100.0], "2 references"), ([], "no predictions"), ([math.nan, 1.0], "NaN")]
+)
+def test_limits_of_agreement_of_what_does_not_pair_are_refused(predicted: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        bland_altman(predicted, [100.0, 90.0])
+
+
+def test_limits_of_agreement_need_two_images() -> None:
+    with pytest.raises(InputError, match="two images or more"):
+        bland_altman([100.0], [90.0])
+
+
+def grouped(predicted: np.ndarray, reference: np.ndarray, *, n_resamples: int = 200) -> list[dict[str, Any]]:
+    """Groups as `metrics.json` holds them."""
+    table = by_group(predicted, reference, sex=["female"] * len(reference), n_resamples=n_resamples)
+    return [
+        {str(key): value for key, value in row.items()}
+        for row in table.astype(object).where(table.notna(), None).to_dict(orient="records")
+    ]
+
+
+def test_the_error_at_both_ends_of_the_age_range_is_that_of_their_images() -> None:
+    reference = np.array([10.0, 23.0, 30.0, 47.9, 48.0, 191.9, 192.0, 215.0, 240.0])
+    late = np.array([1.0, 2, 4, 9, 50, 60, 5, 6, 10])
+    ends = rare_ages(grouped(reference + late, reference))
+    assert ends == {"under 48 months": (4, pytest.approx(4)), "192 months and over": (3, pytest.approx(7))}
+
+
+def test_an_end_of_the_age_range_without_images_has_no_error() -> None:
+    reference = np.array([100.0, 110.0, 200.0])
+    groups = grouped(reference + 3, reference)
+    assert rare_ages(groups) == {"under 48 months": (0, None), "192 months and over": (1, pytest.approx(3))}
+    assert f"under 48 months      n     0  MAE     {MISSING}" in format_groups(groups)
+
+
+def test_only_bands_whose_whole_interval_lies_above_the_overall_error_are_called_worse() -> None:
+    reference = np.repeat([60.0, 130.0, 200.0, 220.0], [40, 40, 40, 1])
+    errors = np.concatenate([np.full(40, 5.0), np.tile([1.0, 23], 20), np.full(40, 20.0), [90.0]])
+    groups = grouped(reference + errors, reference)
+    overall = groups[0]["mae_months"]
+    # 120-144 is above on average, by chance; the one image of 216-240 has no interval
+    assert [row["mae_months"] > overall for row in groups[2:]] == [False, False, True, True]
+    assert [row["group"] for row in bands_clearly_worse(groups)] == ["192-216"]
+
+
+def test_every_group_has_a_line_with_error_and_bias() -> None:
+    reference = np.array([20.0, 60.0, 61.0, 200.0])
+    lines = format_groups(grouped(reference + np.array([3.0, -6, -2, -9]), reference)).splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        *("all", "female", "0-24 months", "48-72 months", "192-216 months"),
+        *("under 48 months", "192 months and over", "bands clearly worse than all images: none"),
+    ]
+    assert "n     2  MAE  4.00  95 % [2.00, 6.00]" in lines[3]
+    assert "bias  -4.00  95 % [-6.00, -2.00]" in lines[3]
+    assert lines[2].split("  ")[-1] == MISSING
+
+
+def test_the_dependence_on_age_is_printed_with_slope_limits_and_verdict() -> None:
+    table = interval_table()
+    summary = {
+        "error_over_age": error_over_age(table.predicted_months, table.reference_months, n_resamples=50),
+        **over_age(table),
+    }
+    lines = format_over_age(summary).splitlines()
+    slope, (low, high) = (summary["error_over_age"][f"slope_over_predicted{end}"] for end in ("", "_ci95"))
+    assert lines[1] == (
+        f"slope of the error over the predicted age, months per month: {slope:+.3f}  95 % [{low:+.3f}, {high:+.3f}]"
+    )
+    limits, claim = summary["bland_altman"], summary["equal_over_age"]
+    assert f"{limits['lower_limit_months']:+.1f} to {limits['upper_limit_months']:+.1f} months" in lines[2]
+    assert lines[3].startswith(f'"equally good over the whole age range": {claim["verdict"]} (permutation test')
+    assert f"p = {claim['p_value']:.4f}" in lines[3]
+
+
+def test_what_was_not_measured_over_age_is_said() -> None:
+    lines = format_over_age({}).splitlines()
+    assert [line.split(": ")[-1] for line in lines] == [MISSING, MISSING, MISSING, "not measured"]

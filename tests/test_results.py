@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,35 @@ def test_a_measured_row_may_differ_from_its_run_by_the_rounding_of_both_and_no_m
 def test_weights_have_their_licence_and_no_code_beside_them(checkpoint: Path) -> None:
     assert (checkpoint / "LICENSE").read_bytes() == WEIGHTS_LICENCE.read_bytes()
     assert not list(checkpoint.glob("*.py"))
+
+
+def test_the_licence_of_the_weights_is_true_of_every_network_that_it_lies_beside() -> None:
+    """It once said that all had started from EfficientNet-Lite0, also where they had started from random weights."""
+    text = WEIGHTS_LICENCE.read_text(encoding="utf-8")
+    assert not re.search(r"efficientnet|lite0|vgg|imagenet|random", text, re.IGNORECASE)
+    assert {"config.json", "README.md"} <= set(text.replace("'s", " ").replace(",", " ").split())
+
+
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_initial_weights_and_teacher_are_named_where_the_licence_says(checkpoint: Path) -> None:
+    stage = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["provenance"]
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    while True:
+        teacher, initial = stage.get("teacher"), stage["initial_weights"]
+        assert teacher is None or f"`{teacher['source']}` (weights `{teacher['revision']}`, licence" in card
+        if not initial.get("provenance"):
+            break
+        stage = initial["provenance"]
+    assert f"from `{initial['source']}`" in card
+    assert initial["source"] == "random" or f"licence {initial['licence']}" in card
+
+
+@pytest.mark.parametrize("checkpoint", shipped_checkpoints(), ids=lambda path: path.name)
+def test_agreement_and_claim_of_the_committed_evaluation_are_those_of_the_same_predictions(checkpoint: Path) -> None:
+    measured, run = evaluation_of(checkpoint), evaluation_of(RESULTS / f"{checkpoint.name}-test-1024")
+    assert measured["predictions_sha256"] == run["predictions_sha256"]
+    for name in ("bland_altman", "equal_over_age"):
+        assert measured[name] == run[name]
 
 
 @pytest.mark.parametrize("name", ["vgg19-attention", "vgg19-attention-sex"])
