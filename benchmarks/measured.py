@@ -126,8 +126,8 @@ def add_measured_row(
 
     Args:
         metrics: the `metrics.json` that `boneage evaluate` writes, or its content.
-        system: the name under which it is shown; None: that of the row of this checkpoint, or of the system that has
-            none, which is replaced.
+        system: the name under which it is shown; None: that of the row of this checkpoint or system, which is replaced
+            and whose public name of the checkpoint it keeps too.
         checkpoint: public name of the checkpoint, where `metrics.json` holds another name, such as a directory.
         protocol: name of the protocol, where `metrics.json` holds one that is not known here.
         path: the table; the one of this package unless told.
@@ -143,21 +143,26 @@ def add_measured_row(
     content = _read_json(metrics)
     earlier = load_measured(path)
     unnamed = result_of(content, system=system or "unnamed", checkpoint=checkpoint, protocol=protocol)
-    result = unnamed if system else dataclasses.replace(unnamed, system=_name_of(unnamed, earlier))
+    result = unnamed if system else _named_as_before(unnamed, earlier, checkpoint=checkpoint)
     kept = [row for row in earlier if _key(row) != _key(result)]
     rows = sorted([*kept, result], key=_key)
     write_text(path, to_csv(COLUMNS, [_to_row(row) for row in rows]))
     return result, len(kept) < len(earlier)
 
 
-def _name_of(result: MeasuredResult, earlier: Sequence[MeasuredResult]) -> str:
-    names = {row.system for row in earlier if (row.checkpoint, row.protocol) == (result.checkpoint, result.protocol)}
-    if len(names) != 1:
+def _named_as_before(
+    result: MeasuredResult, earlier: Sequence[MeasuredResult], *, checkpoint: str | None
+) -> MeasuredResult:
+    # A system without a checkpoint, such as the constant, is known by its own name.
+    same = [
+        row for row in earlier if row.protocol == result.protocol and result.checkpoint in (row.checkpoint, row.system)
+    ]
+    if len(same) != 1:
         raise InputError(
-            f"the table has {'several rows' if names else 'no row'} of {result.checkpoint} under {result.protocol} to "
+            f"the table has {'several rows' if same else 'no row'} of {result.checkpoint} under {result.protocol} to "
             "take the name from; give it with --system."
         )
-    return names.pop()
+    return dataclasses.replace(result, system=same[0].system, checkpoint=checkpoint or same[0].checkpoint)
 
 
 def result_of(

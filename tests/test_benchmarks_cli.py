@@ -66,6 +66,16 @@ def test_a_row_that_is_measured_again_keeps_its_name(tmp_path: Path, capsys: pyt
     assert "the table has several rows of" in capsys.readouterr().err
 
 
+def test_a_system_without_a_checkpoint_keeps_its_row(tmp_path: Path) -> None:
+    source, table = tmp_path / "metrics.json", tmp_path / "measured.csv"
+    source.write_text(json.dumps(metrics_json() | {"checkpoint": "A constant"}), encoding="utf-8")
+    first = ["add", str(source), "--measured", str(table)]
+    assert main([*first, "--system", "A constant", "--checkpoint", "none"]) == 0
+    before = table.read_text(encoding="utf-8")
+    assert main(first) == 0
+    assert table.read_text(encoding="utf-8") == before
+
+
 def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["add", str(tmp_path / "no.json"), "--system", "A", "--measured", str(tmp_path / "m.csv")]) == 2
     told = capsys.readouterr()
