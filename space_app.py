@@ -49,7 +49,16 @@ from boneage_hf.report import (
     report_as_json,
     report_file,
 )
-from boneage_hf.service import UNCHECKED, Reader, Reading, contradictions, display, model_name, timed_read
+from boneage_hf.service import (
+    UNCHECKED,
+    Reader,
+    Reading,
+    contradictions,
+    display,
+    model_name,
+    not_taken,
+    timed_read,
+)
 from boneage_hf.sex import Sex, parse_sex
 from boneage_hf.uploads import (
     MAX_UPLOAD_BYTES,
@@ -62,6 +71,7 @@ from boneage_hf.uploads import (
     batch_items,
     content_of_data_uri,
     receive_upload,
+    refuse_urls,
     upload_field,
     upload_folder,
 )
@@ -147,14 +157,28 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
     # --- one radiograph in the page ---------------------------------------------------------------------------------
 
+    def disputed(prefill: Prefill, sex: Sex | None, age: float | None, hand: Hand | Literal[""]) -> str:
+        return page.remark_html(contradictions(prefill, sex=sex, chronological_age_months=age, hand=hand or None))
+
     def shown(case: Case, *, phantom: bool) -> str:
         return page.preview_html(case.radiograph, display(case.radiograph.image), phantom=phantom)
 
-    def show(content: bytes | None, sex: Sex | None, request: gr.Request) -> tuple[Any, ...]:
-        """Upload -> drop area (emptied), preview, what was filled in, sex, the child, problem, remarks, answer."""
+    def show(
+        content: bytes | None,
+        sex: Sex | None,
+        mode: str,
+        years: float | None,
+        months: float | None,
+        birth: str,
+        study: str,
+        hand: Hand | Literal[""],
+        request: gr.Request,
+    ) -> tuple[Any, ...]:
+        """Upload, the child's data -> drop area (emptied), preview, what was filled in, sex, the child, problem,
+        remarks, answer."""
         session = str(request.session_hash)
-        # What was chosen for one child must not slip over to the next; what was chosen before its radiograph stays.
-        is_next = held.get(session) is not None
+        # What was entered for one child must not slip over to the next; what was entered before its radiograph stays.
+        is_next = session in held
         held.forget(session)
         problem, preview, prefill = "", "", Prefill()
         try:
@@ -167,9 +191,18 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             preview = shown(case, phantom=radiograph.file_format == "PNG" and is_phantom(content))
         except InputError as error:
             problem = page.problem_html(str(error))
-        chosen = prefill.sex if is_next or sex is None else sex
-        told = page.remark_html(contradictions(prefill, sex=chosen, chronological_age_months=None))
-        child = _child(prefill, keep=not is_next)
+        if is_next:
+            chosen, child, told = prefill.sex, _child(prefill), ""
+        else:
+            chosen = prefill.sex if sex is None else sex
+            entered = (birth, study) if mode == _BY_DATES else (years, months)
+            has_age = any(value not in (None, "") for value in entered)
+            child = _child(
+                prefill,
+                keep_age=has_age or prefill.chronological_age_months is None,
+                keep_hand=bool(hand) or prefill.laterality is None,
+            )
+            told = disputed(prefill, sex, _age_so_far(mode, years, months, birth, study), hand)
         return None, preview, page.prefill_html(prefill), chosen, *child, problem, told, *_no_answer()
 
     def show_example(position: int) -> Callable[..., Any]:
@@ -189,18 +222,16 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         months: float | None,
         birth: str,
         study: str,
+        hand: Hand | Literal[""],
         request: gr.Request,
     ) -> tuple[Any, ...]:
         """The child's data -> problem, contradictions to the header, answer (emptied)."""
         case = held.get(str(request.session_hash))
         if case is not None:
             held.hold(str(request.session_hash), replace(case, report=None, overlay=None))
-        try:
-            age = _typed_age(mode, years, months, birth, study)
-        except InputError:
-            age = None  # it is said when the answer is asked for; half a date is no mistake yet
         prefill = Prefill() if case is None else case.prefill
-        return "", page.remark_html(contradictions(prefill, sex=sex, chronological_age_months=age)), *_no_answer()
+        age = _age_so_far(mode, years, months, birth, study)
+        return "", disputed(prefill, sex, age, hand), *_no_answer()
 
     def answerer(*, check_quality: bool) -> Callable[..., Any]:
         def answer_page(
@@ -221,7 +252,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                     raise InputError(_NO_RADIOGRAPH)
                 age = _typed_age(mode, years, months, birth, study)
                 reading = reader.answer(case.radiograph, sex, check_quality=check_quality)
-                remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age)
+                remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age, hand=hand or None)
                 remarks += [] if check_quality else [UNCHECKED]
                 report = report_of(reading, age, hand or None, remarks)
             except RefusedError as error:
@@ -240,7 +271,10 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             case = held.get(str(request.session_hash))
             if case is None or case.report is None:
                 return None, page.problem_html(_NO_ANSWER)
-            content = report_file(replace(case.report, label=clean_label(label)), kind, overlay=case.overlay)
+            try:
+                content = report_file(replace(case.report, label=clean_label(label)), kind, overlay=case.overlay)
+            except InputError as error:
+                return None, page.problem_html(str(error))
             coded = base64.b64encode(content).decode("ascii")
             return {"name": f"bone-age-report.{kind}", "type": MEDIA_TYPES[kind], "content": coded}, ""
 
@@ -308,7 +342,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         radiograph, seconds = timed_read(content)
         prefill = read_prefill(content)
         reading = reader.answer(radiograph, sex or prefill.sex)
-        remarks = contradictions(prefill, sex=sex, chronological_age_months=age)
+        remarks = [*contradictions(prefill, sex=sex, chronological_age_months=age), *not_taken(prefill)]
         report = report_of(
             reading, prefill.chronological_age_months if age is None else age, prefill.laterality, remarks
         )
@@ -472,14 +506,14 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                 gr.HTML(_benchmark(), js_on_load=None)
             with gr.Tab("About", id="about"):
                 gr.Markdown(page.card_markdown(_card_of(pipe)), elem_id="card")
-        gr.HTML(page.footer_html(model=model, revision=revision), elem_id="footer", js_on_load=None)
+        footer = gr.HTML(page.footer_html(source=source()), elem_id="footer", js_on_load=None)
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         one_by_one: dict[str, Any] = {"concurrency_id": _ONE_BY_ONE, "concurrency_limit": 1}
         answered = [result, save_row, label, insist]
         child: list[Any] = [mode, years, months, birth, study, hand]
         shown_parts = [preview, prefilled, sex, *child, parts, dates, problem, remarks, *answered]
-        upload.upload(show, [upload, sex], [upload, *shown_parts], **private, **one_by_one)
+        upload.upload(show, [upload, sex, *child], [upload, *shown_parts], **private, **one_by_one)
         for position, button in enumerate(buttons):
             button.click(show_example(position), None, shown_parts, **private, **one_by_one)
         mode.input(
@@ -492,7 +526,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         for field in (sex, *child):
             field.input(
                 changed,
-                [sex, mode, years, months, birth, study],
+                [sex, *child],
                 [problem, remarks, *answered],
                 trigger_mode="multiple",  # all are sent, in order: none may come after an answer
                 **private,
@@ -520,8 +554,11 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             answer_batch, batch_sex, [ready, batch_problem, progress, batch_table], concurrency_limit=2, **private
         )
         demo.unload(forget)
-        # Gradio sends 0 for a number that nobody has typed, unless it was told once that there is none.
-        demo.load(lambda: (None, None), None, [years, months], queue=False, **private)
+        # Gradio sends 0 for a number that nobody has typed, unless it was told once that there is none; told by the
+        # server, that would come too late on a busy machine and delete what has been typed meanwhile.
+        demo.load(None, None, [years, months], js="() => [null, null]", api_visibility="private")
+        # The date is that of today, not of the day on which the Space was opened.
+        demo.load(lambda: page.footer_html(source=source()), None, footer, queue=False, **private)
 
         # The endpoints for programs hang on buttons that no page shows.
         api_answer = gr.JSON(visible=False)
@@ -537,6 +574,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             predict_batch, [api_files, api_table, api_sex], api_answer, api_name="predict_batch", concurrency_limit=1
         )
         gr.api(read_bone_age, api_name="read_bone_age", **one_by_one)
+    refuse_urls(demo)
     demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     return demo
 
@@ -557,15 +595,15 @@ def _may_be_a_hand(error: RefusedError) -> bool:
     return {check.name for check in error.quality.checks if check.verdict == "refuse"} == {"hand"}
 
 
-def _child(prefill: Prefill, *, keep: bool = False) -> tuple[Any, ...]:
+def _child(prefill: Prefill, *, keep_age: bool = False, keep_hand: bool = False) -> tuple[Any, ...]:
     """-> kind of age, years, months, two dates (emptied), hand, the fields of the two kinds (shown, hidden)
 
     Args:
-        keep: leave as it is what the header does not tell.
+        keep_age: leave the age as it is, whatever the header says; `keep_hand` likewise.
     """
     age = prefill.chronological_age_months
-    hand = gr.skip() if keep and prefill.laterality is None else prefill.laterality or ""
-    if age is None and keep:
+    hand = gr.skip() if keep_hand else prefill.laterality or ""
+    if keep_age:
         return *(gr.skip() for _ in range(5)), hand, gr.skip(), gr.skip()
     years, months = (None, None) if age is None else (int(age // 12), round(age % 12, 2))
     return _BY_AGE, years, months, "", "", hand, gr.update(visible=True), gr.update(visible=False)
@@ -573,6 +611,13 @@ def _child(prefill: Prefill, *, keep: bool = False) -> tuple[Any, ...]:
 
 def _typed_age(mode: str, years: float | None, months: float | None, birth: str, study: str) -> float | None:
     return age_from_typed_dates(birth, study) if mode == _BY_DATES else age_from_years_and_months(years, months)
+
+
+def _age_so_far(mode: str, years: float | None, months: float | None, birth: str, study: str) -> float | None:
+    try:
+        return _typed_age(mode, years, months, birth, study)
+    except InputError:
+        return None  # it is said when the answer is asked for; half a date is no mistake yet
 
 
 def _waiting_html(batch: WaitingBatch) -> str:
@@ -622,8 +667,12 @@ def _sentences() -> Iterator[None]:
 # --- serving --------------------------------------------------------------------------------------------------------
 
 
-#: Routes of Gradio's that nothing here uses and that write to the disk: the state of an open page, and any file sent.
-_CLOSED = ("/gradio_api/deep_link", "/gradio_api/process_recording")
+#: Routes of Gradio's that nothing here uses. These fetch the URL or hand out the file that a request names, or print
+#: the request; and these write to the disk: the state of an open page, and any file sent.
+_CLOSED = (
+    *("file={name:path}", "file/{name:path}", "proxy={name:path}", "custom_component/{name:path}"),
+    *("deep_link", "process_recording", "component_server", "component_server/"),
+)
 
 
 async def _closed(request: Request) -> JSONResponse:
@@ -649,7 +698,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
             "routes": [
                 Route("/healthz", _health),
                 Route(UPLOAD_ROUTE, receive_upload, methods=["POST"]),
-                *(Route(path, _closed, methods=["GET", "POST"]) for path in _CLOSED),
+                *(Route(f"/gradio_api/{path}", _closed, methods=["GET", "HEAD", "POST"]) for path in _CLOSED),
             ],
         },
         mcp_server=find_spec("mcp") is not None,

@@ -163,13 +163,13 @@ def _predict(options: argparse.Namespace) -> int:
     if options.table is not None or options.out is not None:
         raise InputError("--table and --out belong to --batch: add --batch, or leave them out.")
     from .hub import checkpoint_revision, load_pipeline
-    from .report import DISCLAIMER, answer_as_json, answer_as_text, provenance
+    from .report import answer_as_json, answer_as_text, provenance, source_in_words
     from .service import model_name
 
     pipe = load_pipeline(options.checkpoint)
     if pipe.model.config.uses_sex and options.sex is None:
         raise InputError("This model needs the child's sex: add --sex female or --sex male.")
-    revision = checkpoint_revision(pipe)
+    source = provenance(model=model_name(pipe), revision=checkpoint_revision(pipe), day=date.today())
     failed = False
     for position, file in enumerate(options.files, start=1):
         try:
@@ -182,7 +182,6 @@ def _predict(options: argparse.Namespace) -> int:
             continue
         quality = answer["quality"]
         if options.json:
-            source = provenance(model=model_name(pipe), revision=revision, day=date.today())
             told = {"file": position, **answer_as_json(answer), **source}
             print(json.dumps(told | {"quality": quality.as_dict() if quality is not None else None}))
         else:
@@ -190,7 +189,8 @@ def _predict(options: argparse.Namespace) -> int:
             for sentence in () if quality is None else (*quality.corrections, *quality.reasons):
                 print(f"  {sentence}")
     if not options.json:
-        print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
+        del source["reference"]  # no answer here compares with it
+        print(source_in_words(source), file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -204,7 +204,7 @@ def _predict_batch(options: argparse.Namespace) -> int:
     from .batch import collect, predict_batch, read_table, rows_to_csv
     from .files import write_text
     from .hub import checkpoint_revision, load_pipeline
-    from .report import DISCLAIMER, provenance
+    from .report import provenance, source_in_words
     from .service import model_name
 
     table = None if options.table is None else read_table(options.table)
@@ -221,12 +221,11 @@ def _predict_batch(options: argparse.Namespace) -> int:
         check_quality=options.check_quality,
     )
     rows = list(tqdm(answers, total=len(items), unit="file", file=sys.stderr))
-    revision = checkpoint_revision(pipe)
-    source = provenance(model=model_name(pipe), revision=revision, day=date.today())
+    source = provenance(model=model_name(pipe), revision=checkpoint_revision(pipe), day=date.today())
     write_text(Path(options.out), rows_to_csv(rows, source=source))
     failed = sum(row.problem is not None for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} answered: {options.out}")
-    print(f"revision {revision}. {DISCLAIMER}", file=sys.stderr)
+    print(source_in_words(source), file=sys.stderr)
     return 1 if failed else 0
 
 

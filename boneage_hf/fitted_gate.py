@@ -36,8 +36,8 @@ CELLS = 3
 #: Upright training radiographs, and as many others that are changed. Ours: 47 for each component.
 IMAGES = 3000
 
-#: Shares of calibration hands above the limits; ours. The first is a tenth of the aim for hands that are refused: a
-#: child without an answer is worse than a plot with a warning, and other hands may be farther away.
+#: Shares of calibration hands above the limits; ours. The first is three tenths of the aim for hands that are refused:
+#: a child without an answer is worse than a plot with a warning, and other hands may be farther away.
 REFUSED_SHARE, WARNED_SHARE, CUT_OFF_SHARE = 0.003, 0.02, 0.01
 
 #: Least log odds for a turn (99 to 1), and the share of calibration hands that may be above: the RSNA training images
@@ -52,7 +52,7 @@ MIRRORED_SHARE = 0.005
 #: radiographs, finger tips or the outer finger or thumb are then outside.
 CUT_TOP, CUT_SIDE = (0.20, 0.35), (0.25, 0.40)
 
-#: Fewest images for the limits. Below 999 none of REFUSED_SHARE is left over, and the limit is the largest distance.
+#: Fewest images for the limits. Below 333 none of REFUSED_SHARE is left over, and the limit is the largest distance.
 MIN_CALIBRATION = 20
 
 #: L2 penalty of the linear classifiers, on the mean log loss.

@@ -10,7 +10,6 @@ import gradio as gr
 from PIL import Image
 
 from .batch import BatchRow, rows_to_csv
-from .clinical import REFERENCE
 from .growth_plot import growth_plot_svg
 from .radiograph import Prefill, Radiograph
 from .report import (
@@ -25,10 +24,11 @@ from .report import (
     format_months,
     interval_in_words,
     jpeg_data_uri,
+    source_in_words,
     statement,
     verdict_in_words,
 )
-from .service import OPACITY
+from .service import OPACITY, not_taken
 
 EMPTY_ANSWER = (
     '<p class="eyebrow">Bone age</p>'
@@ -46,9 +46,13 @@ def header_html() -> str:
     )
 
 
-def footer_html(*, model: str, revision: str) -> str:
+def footer_html(*, source: Mapping[str, str]) -> str:
+    """
+    Args:
+        source: see `report.provenance`.
+    """
     return (
-        f"<p>Model {escape(model)}, revision {escape(revision)}. Reference: {REFERENCE}. {DISCLAIMER}</p>"
+        f"<p>{escape(source_in_words(source))}</p>"
         "<p>Files are deleted as soon as they have been read; pictures and answers stay in memory until the page is "
         "closed.</p>"
     )
@@ -87,11 +91,8 @@ def prefill_html(prefill: Prefill) -> str:
         f"<p>From the DICOM header, filled in where nothing was chosen: {escape(', '.join(told))}. "
         "Check it, and change what is wrong.</p>"
     )
-    left = (
-        f"<p>Not taken from the DICOM header, because what it says is impossible or unclear: "
-        f"{escape(', '.join(prefill.unusable))}. Enter it yourself.</p>"
-    )
-    return (taken if told else "") + (left if prefill.unusable else "")
+    left = "".join(f"<p>{escape(sentence)} Enter it yourself.</p>" for sentence in not_taken(prefill))
+    return (taken if told else "") + left
 
 
 def answer_html(report: Report, seen: Image.Image, colours: Image.Image, attention: Any) -> str:
@@ -218,8 +219,7 @@ def batch_html(rows: Sequence[BatchRow], *, source: Mapping[str, str], finished:
     return (
         f'<p><a class="save" download="bone-age.csv" href="data:text/csv;charset=utf-8;base64,{content}">'
         f"Save as CSV</a></p>{table}"
-        f"<p>Model {escape(source['model'])}, revision {escape(source['revision'])}. "
-        f"Reference: {source['reference']}. Date: {source['date']}. {source['notice']}</p>"
+        f"<p>{escape(source_in_words(source))}</p>"
     )
 
 

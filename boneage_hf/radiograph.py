@@ -946,6 +946,8 @@ def _decode_dicom(pydicom: Any, dataset: Any, header: _DicomHeader) -> np.ndarra
         return _decode_with_gdcm(dataset, header)
     if plugins:  # Pillow, for one, reads no 12-bit JPEG, and neither does gdcm
         raise InputError(f"The compressed image in the DICOM file is damaged or of a rare kind: {_EXPORT}.")
+    if syntax not in pydicom.pixels.decoders.gdcm.DECODER_DEPENDENCIES:  # such as HTJ2K
+        raise InputError(f"The DICOM file is compressed in a way that is not read: {_EXPORT}.")
     raise InputError(
         "The DICOM file is compressed in a way that needs another decoder: "
         'pip install "boneage-hf[dicom]" and read it again, or save it uncompressed.'

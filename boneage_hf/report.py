@@ -289,6 +289,17 @@ def provenance(*, model: str, revision: str, day: date) -> dict[str, str]:
     }
 
 
+def source_in_words(source: Mapping[str, str]) -> str:
+    """`"Model ..., revision ... Reference: ... Date: ... Research use only, ..."`.
+
+    Args:
+        source: see `provenance`; without `reference` for answers that compare with none.
+    """
+    sentences = [f"Model {source['model']}, revision {source['revision']}."]
+    sentences += [f"Reference: {source['reference']}."] if "reference" in source else []
+    return " ".join([*sentences, f"Date: {source['date']}.", source["notice"]])
+
+
 def image_sentences(report: Report) -> list[str]:
     """What was checked and corrected of the image, and the remarks; one sentence each."""
     marks = {"pass": "passed", "warn": "warning", "refuse": "refused"}
@@ -434,9 +445,13 @@ def report_as_pdf(report: Report, *, overlay: Image.Image | None = None) -> byte
 
     Args:
         overlay: the attention map over the radiograph, from `explain.overlay`.
+
+    Raises:
+        InputError: `label` has letters that the font of the PDF lacks, such as Chinese ones.
     """
     with drawing_style(), warnings.catch_warnings():
-        # A letter that the font lacks becomes a box; matplotlib's warning would put it, from a typed name, into logs.
+        _check_letters(report.label)
+        # Elsewhere, as in a model's name, a letter that the font lacks becomes a box, and no warning in the logs.
         warnings.simplefilter("ignore")
         stream = io.BytesIO()
         nothing = {"Creator": None, "Producer": None, "CreationDate": None, "Title": "Bone age report"}
@@ -449,7 +464,11 @@ MEDIA_TYPES = {"pdf": "application/pdf", "html": "text/html", "json": "applicati
 
 
 def report_file(report: Report, kind: str, *, overlay: Image.Image | None = None) -> bytes:
-    """The content of a file with the report; `kind` is one of `MEDIA_TYPES`, text is UTF-8."""
+    """The content of a file with the report; `kind` is one of `MEDIA_TYPES`, text is UTF-8.
+
+    Raises:
+        InputError: see `report_as_pdf`.
+    """
     if kind == "pdf":
         return report_as_pdf(report, overlay=overlay)
     if kind == "html":
@@ -478,6 +497,26 @@ _PICTURE_WIDTH = 0.285
 _INK, _PALE, _NOTICE = "#1a1a1a", "#555555", "#9a3412"
 
 
+def _check_letters(label: str) -> None:
+    """A box in place of a letter would make a report that belongs to nobody, or to somebody else."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    if any(font.get_char_index(ord(letter)) == 0 for letter in label):
+        raise InputError(
+            "The PDF has no letters for some of this name: type it in Latin letters, or save HTML, which has them."
+        )
+
+
+def _size_that_fits(text: str, size: float) -> float:
+    """Font size in points, at most `size`, at which a line is no wider than the sheet between its edges."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return min(size, size * (_RIGHT - _LEFT) * _A4[0] * 72 / max(width, 1))
+
+
 def _sheet(report: Report, overlay: Image.Image | None) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -495,7 +534,8 @@ def _sheet(report: Report, overlay: Image.Image | None) -> "Figure":
     write(_RIGHT, 0.960, DISCLAIMER, 9, colour=_NOTICE, weight="bold", ha="right")
     rule(0.940, 1.2, _INK)
     if report.label:
-        write(_LEFT, 0.932, f"Report for {report.label}", 9.5, colour=_PALE)
+        line = f"Report for {report.label}"
+        write(_LEFT, 0.932, line, _size_that_fits(line, 9.5), colour=_PALE)
     write(_LEFT, 0.914, format_age(report.bone_age_months), 24, weight="bold")
     write(_LEFT, 0.878, f"{format_months(report.bone_age_months)}", 10, colour=_PALE)
     write(_LEFT, 0.862, f"{INTERVAL_PERCENT} % interval: {interval_in_words(report)}", 10)

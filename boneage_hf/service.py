@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -155,7 +155,13 @@ def display(image: Image.Image) -> Image.Image:
     return shown
 
 
-def contradictions(prefill: Prefill, *, sex: Sex | None, chronological_age_months: float | None) -> list[str]:
+def contradictions(
+    prefill: Prefill,
+    *,
+    sex: Sex | None,
+    chronological_age_months: float | None,
+    hand: Literal["left", "right"] | None = None,
+) -> list[str]:
     """What a DICOM header says otherwise than the reader: a sentence each."""
     found = []
     if sex is not None and prefill.sex not in (None, sex):
@@ -163,4 +169,16 @@ def contradictions(prefill: Prefill, *, sex: Sex | None, chronological_age_month
     age, header_age = chronological_age_months, prefill.chronological_age_months
     if age is not None and header_age is not None and abs(age - header_age) > AGE_TOLERANCE_MONTHS:
         found.append("The DICOM header gives another chronological age than the one typed: check which is right.")
+    if hand is not None and prefill.laterality not in (None, hand):
+        found.append(
+            f"The DICOM header says {prefill.laterality} hand, but the {hand} hand was chosen: check which it is."
+        )
     return found
+
+
+def not_taken(prefill: Prefill) -> list[str]:
+    """A sentence on what a DICOM header says in vain; none where there is nothing of that."""
+    if not prefill.unusable:
+        return []
+    names = ", ".join(prefill.unusable)
+    return [f"Not taken from the DICOM header, because what it says is impossible or unclear: {names}."]

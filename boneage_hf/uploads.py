@@ -15,19 +15,20 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import client_utils
 from gradio.route_utils import GradioMultiPartParser, GradioUploadFile
 from gradio.routes import file_upload_statuses
 from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,8 +46,11 @@ MAX_UPLOAD_BYTES = 1024**3
 #: Most bytes of any other request: a radiograph as a data URI (4 letters for 3 bytes) and what is said of it.
 MAX_BODY_BYTES = MAX_FILE_BYTES * 4 // 3 + 1024**2
 
-#: Most bytes of all uploads that wait to be read (8 GiB); further ones are refused.
+#: Most bytes of all uploads that arrive or wait to be read (8 GiB); further ones are refused.
 MAX_STORED_BYTES = 8 * 1024**3
+
+#: Most parts of an upload's form that are no files, and most bytes of each: pages and clients of Gradio's send none.
+MAX_FIELDS, MAX_FIELD_BYTES = 16, 4096
 
 #: An upload that no request has fetched by then (a broken connection) is deleted.
 ORPHAN_SECONDS = 120.0
@@ -61,6 +65,10 @@ _WAITING = "waiting"
 _UPLOAD_GONE = "The upload is no longer there: give the file again."
 _NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
 _NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
+_NO_ROOM = "Too many uploads are waiting: try again in some minutes."
+_NOT_A_FILE = (
+    f"A part of the form that is no file has more than {MAX_FIELD_BYTES:,} bytes: send the radiographs as files."
+)
 
 
 # --- in memory ------------------------------------------------------------------------------------------------------
@@ -90,15 +98,21 @@ class HeldCases:
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Case] = OrderedDict()
+        self._sessions: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def __contains__(self, session: str) -> bool:
+        """Whether the session was given a case and has not forgotten it, even if that gave way to newer ones."""
+        return session in self._sessions
 
     def hold(self, session: str, case: Case) -> None:
         """Replace the session's case; with too many pixels, the oldest of other sessions are forgotten."""
         with self._lock:
             self._held.pop(session, None)
             self._held[session] = case
+            self._sessions.add(session)
             while len(self._held) > 1 and sum(_pixels(one) for one in self._held.values()) > self._max_pixels:
                 self._held.popitem(last=False)
 
@@ -108,6 +122,7 @@ class HeldCases:
     def forget(self, session: str) -> None:
         with self._lock:
             self._held.pop(session, None)
+            self._sessions.discard(session)
 
 
 def _pixels(case: Case) -> int:
@@ -201,6 +216,26 @@ def upload_field(**options: Any) -> gr.File:
     return file
 
 
+def refuse_urls(demo: gr.Blocks) -> None:
+    """Refuse every request that names a file by URL, whichever field of the page or of an endpoint it stands in.
+
+    Gradio downloads it even for a field that takes no files. A field that an event changes is made anew for the page,
+    so that nothing can be set on the fields themselves.
+    """
+    preprocess = demo.preprocess_data
+
+    def refuse_url(file: dict[str, Any]) -> dict[str, Any]:
+        if "://" in file["path"]:
+            raise gr.Error(_NOT_AN_UPLOAD, print_exception=False)
+        return file
+
+    async def preprocess_own(block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
+        client_utils.traverse(inputs, refuse_url, client_utils.is_file_obj_with_meta)
+        return await preprocess(block_fn, inputs, *rest, **options)
+
+    demo.preprocess_data = preprocess_own  # type: ignore[method-assign]
+
+
 class BodyLimit:
     """ASGI middleware: what is longer than `limit` bytes is refused unparsed; uploads have limits of their own.
 
@@ -211,7 +246,7 @@ class BodyLimit:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith(UPLOAD_ROUTE):
+        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) == UPLOAD_ROUTE:
             await self._app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")
@@ -229,10 +264,66 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+class _NoRoomError(MultiPartException):
+    """The uploads together are more than may wait."""
+
+
+class _Room:
+    """Counts what uploads take of MAX_STORED_BYTES: those that wait to be read, and those that still arrive.
+
+    What arrives is counted as it comes, since a request need not tell its length beforehand, or tell the truth.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._arriving = 0
+        # At least what waits: what has been read and deleted is noticed only when the room seems used up.
+        self._waiting = 0
+
+    def check(self, folder: Path, size: int) -> None:
+        """
+        Raises:
+            _NoRoomError: there is no room for `size` more bytes.
+        """
+        with self._lock:
+            if self._waiting + self._arriving + size > MAX_STORED_BYTES:
+                self._waiting = _stored_bytes(folder)
+                if self._waiting + self._arriving + size > MAX_STORED_BYTES:
+                    raise _NoRoomError(_NO_ROOM)
+
+    def take(self, folder: Path, size: int) -> None:
+        """As `check`; the bytes then belong to an upload that arrives, until it is settled."""
+        with self._lock:
+            self.check(folder, size)
+            self._arriving += size
+
+    def settle(self, taken: int, *, stored: int) -> None:
+        """An upload has arrived or failed: of the bytes taken for it so many wait to be read."""
+        with self._lock:
+            self._arriving -= taken
+            self._waiting += stored
+
+
+_room = _Room()
+
+
+class _FormParser(GradioMultiPartParser):
+    """Gradio's own holds a part that is no file in memory, however long, and fails on it if progress is asked for."""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is not None:
+            super().on_part_data(data, start, end)
+        elif len(self._current_part.data) + end - start > MAX_FIELD_BYTES:
+            raise MultiPartException(_NOT_A_FILE)
+        else:
+            self._current_part.data += data[start:end]
+
+
 async def receive_upload(request: Request) -> Response:
     """Store the files of a form under random names, in place of Gradio's own route, which keeps their names.
 
-    Two visitors who send the same file also get two files here, not one.
+    Two visitors who send the same file also get two files here, not one. What is refused gets one sentence, with 413
+    where there is too much of it and else 400, and is not kept.
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return PlainTextResponse("Send the files as multipart/form-data.", status_code=400)
@@ -241,16 +332,24 @@ async def receive_upload(request: Request) -> Response:
         file_upload_statuses.track(upload_id)
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
-    coming = int(request.headers.get("content-length", "0"))
-    if coming + _stored_bytes(folder) > MAX_STORED_BYTES:
-        return PlainTextResponse("Too many uploads are waiting: try again in some minutes.", status_code=413)
     incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=folder))
+    taken, stored_bytes = 0, 0
     stored = []
+
+    async def counted() -> AsyncGenerator[bytes, None]:
+        nonlocal taken
+        async for chunk in request.stream():
+            _room.take(folder, len(chunk))
+            taken += len(chunk)
+            yield chunk
+
     try:
-        form = await GradioMultiPartParser(
+        _room.check(folder, int(request.headers.get("content-length", "0")))
+        form = await _FormParser(
             request.headers,
-            request.stream(),
+            counted(),
             max_files=MAX_MEMBERS,
+            max_fields=MAX_FIELDS,
             upload_dir=incoming,
             max_file_size=MAX_UPLOAD_BYTES,
             upload_id=upload_id,
@@ -262,11 +361,18 @@ async def receive_upload(request: Request) -> Response:
                 path.parent.mkdir()
                 file.file.close()
                 os.replace(str(file.file.name), path)
+                stored_bytes += path.stat().st_size
                 stored.append(str(path))
     except MultiPartException as error:
-        return PlainTextResponse(error.message, status_code=413 if "maximum allowed size" in error.message else 400)
+        if upload_id:
+            file_upload_statuses.set_done(upload_id)  # or the page would ask for its progress for ever
+        too_much = isinstance(error, _NoRoomError) or "maximum allowed size" in error.message
+        return PlainTextResponse(error.message, status_code=413 if too_much else 400)
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody is left to read it
     finally:
         shutil.rmtree(incoming, ignore_errors=True)  # of a refused or broken upload too
+        _room.settle(taken, stored=stored_bytes)
     return JSONResponse(stored)
 
 

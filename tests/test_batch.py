@@ -360,6 +360,7 @@ def test_the_command_answers_a_folder_with_a_table(tmp_path: Path, capsys: pytes
     assert "2 of 2 answered" in told.out
     assert "2/2" in told.err
     assert "Jane" not in told.err
+    assert f"Reference: {clinical.REFERENCE}. Date: {datetime.date.today().isoformat()}. {DISCLAIMER}" in told.err
     assert [row["sex"] for row in _answers(out)] == ["female", "male"]
     for row in _answers(out):
         assert row["model"].startswith("tiny (tiny, ")

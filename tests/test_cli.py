@@ -1,6 +1,8 @@
 """Every command of README, run as README prints it, on drawn hands."""
 
 import json
+import re
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -106,6 +108,14 @@ def test_predict_prints_age_in_years_and_months(hand: Path, capsys: pytest.Captu
     assert printed.startswith("file 1: ")
     assert "months" in printed
     assert hand.name not in printed
+
+
+def test_predict_says_model_revision_date_and_purpose(hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", TINY, str(hand), "--sex", "female"]) == 0
+    told = capsys.readouterr().err.splitlines()[-1]
+    day = date.today().isoformat()
+    purpose = "Research use only, not a medical device."
+    assert re.fullmatch(rf"Model tiny \(tiny, \d+ px\), revision [0-9a-f]{{12}}\. Date: {day}\. {purpose}", told)
 
 
 def test_predict_as_json_gives_an_object_per_line(hand: Path, capsys: pytest.CaptureFixture[str]) -> None:

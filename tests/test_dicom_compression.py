@@ -10,7 +10,16 @@ import numpy as np
 import pydicom
 import pytest
 from drawn import deep_picture, dicom, picture
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from boneage_hf import radiograph
 from boneage_hf.errors import InputError
@@ -93,6 +102,13 @@ def test_without_gdcm_the_extra_is_named(syntax: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pydicom.pixels.get_decoder(syntax), "_available", {})
     with pytest.raises(InputError, match=r'pip install "boneage-hf\[dicom\]"'):
         read(dicom(GREY, syntax=syntax, codestream=b"\xff\xd8"))
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K])
+def test_what_gdcm_does_not_decode_either_names_the_export_and_no_extra(syntax: Any) -> None:
+    with pytest.raises(InputError, match="export it from the viewer") as refusal:
+        read(dicom(GREY, syntax=syntax, codestream=b"\xff\x4f\xff\x51"))
+    assert "pip install" not in str(refusal.value)
 
 
 def test_twelve_bit_jpeg_that_no_decoder_reads_names_the_export() -> None:

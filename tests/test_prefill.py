@@ -23,6 +23,7 @@ from pydicom.uid import (
 from boneage_hf import radiograph
 from boneage_hf.page import prefill_html
 from boneage_hf.radiograph import MAX_AGE_MONTHS, Prefill, months_between, read, read_prefill
+from boneage_hf.service import contradictions
 
 GREY = picture()
 GIRL: dict[str, Any] = {
@@ -106,6 +107,21 @@ def test_the_page_says_what_it_did_not_take_from_the_header() -> None:
     assert "chronological age. Enter it yourself." in told
     assert "Not taken" not in prefill_html(READ_FROM_GIRL)
     assert prefill_html(Prefill()) == ""
+
+
+def test_a_reader_who_says_otherwise_than_the_header_is_told_so_for_each_of_the_three() -> None:
+    told = contradictions(READ_FROM_GIRL, sex="male", chronological_age_months=84.0, hand="right")
+    assert told == [
+        "The DICOM header says female, but male was chosen: check which is right.",
+        "The DICOM header gives another chronological age than the one typed: check which is right.",
+        "The DICOM header says left hand, but the right hand was chosen: check which it is.",
+    ]
+
+
+def test_nothing_contradicts_a_header_that_says_the_same_or_nothing() -> None:
+    assert contradictions(READ_FROM_GIRL, sex="female", chronological_age_months=120.5, hand="left") == []
+    assert contradictions(READ_FROM_GIRL, sex=None, chronological_age_months=None, hand=None) == []
+    assert contradictions(Prefill(), sex="male", chronological_age_months=84.0, hand="right") == []
 
 
 def test_the_limits_of_age_are_taken() -> None:

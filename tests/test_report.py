@@ -13,15 +13,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from boneage_hf.clinical import REFERENCE
 from boneage_hf.errors import InputError
+from boneage_hf.growth_plot import drawing_style
 from boneage_hf.report import (
     DISCLAIMER,
     MAX_LABEL,
     CheckLine,
     Report,
+    _sheet,
     answer_as_json,
     answer_as_text,
     clean_label,
@@ -33,6 +36,7 @@ from boneage_hf.report import (
     report_as_json,
     report_as_pdf,
     report_as_text,
+    report_file,
     verdict_in_words,
 )
 
@@ -276,16 +280,40 @@ def test_the_same_report_gives_the_same_sheet() -> None:
     assert report_as_pdf(told, overlay=overlay()) == report_as_pdf(told, overlay=overlay())
 
 
-def test_a_typed_dollar_is_no_mathematics_and_a_foreign_letter_is_not_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+FOREIGN = "\N{CJK UNIFIED IDEOGRAPH-674E}"
+
+
+def test_a_typed_dollar_is_no_mathematics() -> None:
     pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
-    told = report(label="Case $x^2$ \N{CJK UNIFIED IDEOGRAPH-674E}")
+    content = report_as_pdf(report(label="Case $x^2$"))
+    assert "Case $x^2$" in pypdf.PdfReader(io.BytesIO(content)).pages[0].extract_text()
+
+
+def test_a_letter_that_the_pdf_lacks_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings():
         warnings.simplefilter("error")
-        content = report_as_pdf(told)
-    assert "Case $x^2$" in pypdf.PdfReader(io.BytesIO(content)).pages[0].extract_text()
+        report_as_pdf(report(model=FOREIGN))
     assert "674E" not in caplog.text.upper()
+
+
+def test_a_name_with_letters_that_the_pdf_lacks_is_refused_there_and_nowhere_else() -> None:
+    told = report(label=f"Case {FOREIGN}")
+    with pytest.raises(InputError, match="type it in Latin letters, or save HTML") as refusal:
+        report_as_pdf(told)
+    assert FOREIGN not in str(refusal.value)
+    for kind in ("html", "json", "txt"):
+        assert FOREIGN in report_file(told, kind).decode()
+    assert report_as_pdf(report(label="Łukasz Ünal Ærø Ελένη Жанна")).startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("letter", ["i", "W", "\N{EM DASH}"])
+def test_the_longest_name_stays_on_the_sheet_however_wide_its_letters(letter: str) -> None:
+    with drawing_style():
+        figure = _sheet(report(label=letter * MAX_LABEL), None)
+        line = next(text for text in figure.texts if text.get_text().startswith("Report for"))
+        extent = line.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert extent.x1 <= 0.925 * figure.bbox.width
+    assert (line.get_fontsize() == 9.5) == (letter == "i")
 
 
 def test_many_checks_and_long_remarks_stay_on_one_page() -> None:

@@ -168,6 +168,21 @@ def test_the_endpoint_takes_sex_and_age_from_a_dicom_header(space: Space, client
     assert PATIENT_NAME not in json.dumps([result, other])
 
 
+def test_the_endpoint_says_what_a_header_says_in_vain(client: Client, tmp_path: Path) -> None:
+    about = {"PatientSex": "F", "PatientBirthDate": "19000101", "StudyDate": "20190620"}
+    about |= {"Laterality": "L", "ImageLaterality": "R"}
+    content = dicom(np.asarray(draw(110, "female", seed=3, size=300)), elements=about)
+    (tmp_path / "hand.dcm").write_bytes(content)
+    sentence = (
+        "Not taken from the DICOM header, because what it says is impossible or unclear: "
+        "chronological age, laterality."
+    )
+    result = client.predict(handle_file(tmp_path / "hand.dcm"), api_name="/predict")
+    assert result["remarks"] == [sentence]
+    result = client.predict(data_uri(tmp_path / "hand.dcm"), "female", api_name="/read_bone_age")
+    assert result["remarks"] == [sentence]
+
+
 def test_the_endpoint_says_where_its_time_went(client: Client, hand_png: Path) -> None:
     began = time.perf_counter()
     seconds = client.predict(handle_file(hand_png), "male", api_name="/predict")["seconds"]
@@ -338,6 +353,76 @@ def test_a_url_is_refused_and_not_fetched(space: Space, address: str) -> None:
     assert "bone_age" not in stream
 
 
+ELSEWHERE = "http://elsewhere.example/hand.png"
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of other hosts that somebody in this process looks up, as who fetches a URL must; none is found."""
+    names: list[str] = []
+    look_up = socket.getaddrinfo
+
+    async def validate(host: str) -> str:  # Gradio's own way, which lets it fetch from public addresses only
+        names.append(host)
+        raise ValueError("not found")
+
+    def getaddrinfo(host: Any, *rest: Any, **options: Any) -> Any:
+        if host not in (None, "127.0.0.1", b"127.0.0.1", "localhost"):
+            names.append(host)
+            raise socket.gaierror("not found")
+        return look_up(host, *rest, **options)
+
+    monkeypatch.setattr("safehttpx.async_validate_url", validate)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return names
+
+
+@pytest.mark.parametrize("route", ["file=", "file/", "proxy="])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_no_route_fetches_a_url_for_a_visitor(space: Space, looked_up: list[str], method: str, route: str) -> None:
+    reply = httpx.request(method, f"{space.url}gradio_api/{route}{ELSEWHERE}")
+    assert reply.status_code == 404
+    assert looked_up == []
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_url_is_fetched_in_no_field_of_an_endpoint(space: Space, looked_up: list[str], place: int) -> None:
+    data: list[Any] = [None, None, None]
+    data[place] = {"path": ELSEWHERE, "url": ELSEWHERE, "meta": {"_type": "gradio.FileData"}}
+    address = f"{space.url}gradio_api/call/predict"
+    event = httpx.post(address, json={"data": data}).json()["event_id"]
+    stream = httpx.get(f"{address}/{event}", timeout=30).text
+    assert "Only an uploaded file is read" in stream
+    assert looked_up == []
+    assert space.files_left() == []
+
+
+def test_a_url_is_fetched_in_no_field_of_the_page(space: Space, looked_up: list[str]) -> None:
+    file = {"path": ELSEWHERE, "meta": {"_type": "gradio.FileData"}}
+    for number, event in space.demo.fns.items():
+        if event.fn is None or not event.inputs:
+            continue
+        session = f"elsewhere{number}"
+        request = {"data": [file] * len(event.inputs), "fn_index": number, "session_hash": session}
+        route = "queue/join" if event.queue else f"run/{event.api_name}"
+        httpx.post(f"{space.url}gradio_api/{route}", json=request)
+        if event.queue:
+            told = f"{space.url}gradio_api/queue/data?session_hash={session}"
+            with httpx.stream("GET", told, timeout=30) as stream:
+                assert any("process_completed" in line and '"success":false' in line for line in stream.iter_lines())
+    assert looked_up == []
+    assert space.files_left() == []
+
+
+def test_a_file_of_the_server_is_not_handed_out(space: Space, hand_png: Path) -> None:
+    files = {"files": ("hand.png", hand_png.read_bytes())}
+    (upload,) = httpx.post(f"{space.url}gradio_api/upload", files=files).json()
+    for route in ("file=", "file/", "custom_component/"):
+        assert httpx.get(f"{space.url}gradio_api/{route}{upload}").status_code == 404
+    call(space, {"path": upload, "meta": {"_type": "gradio.FileData"}}, "female")
+    assert space.files_left() == []
+
+
 @pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
 @pytest.mark.parametrize("as_url", [False, True])
 def test_a_path_of_the_server_is_refused_and_not_deleted(space: Space, meta: dict, as_url: bool) -> None:
@@ -364,7 +449,9 @@ def test_only_the_endpoints_for_programs_are_public(client: Client) -> None:
     ]
 
 
-@pytest.mark.parametrize("route", ["deep_link?session_hash=x", "process_recording"])
+@pytest.mark.parametrize(
+    "route", ["deep_link?session_hash=x", "process_recording", "component_server", "component_server/"]
+)
 def test_routes_of_gradio_that_write_to_the_disk_are_closed(space: Space, route: str) -> None:
     url = f"{space.url}gradio_api/{route}"
     files = {"video": ("hand.mp4", bytes(1000))}
@@ -397,9 +484,11 @@ def test_a_request_of_untold_length_ends_where_it_becomes_too_long() -> None:
     async def nothing(message: Any) -> None:
         raise NotImplementedError
 
-    scope = {"type": "http", "path": "/gradio_api/call/predict", "headers": []}
-    asyncio.run(uploads.BodyLimit(application, limit=35)(scope, endless, nothing))
-    assert (taken, sent) == (30, 40)
+    for path in ("/gradio_api/call/predict", "/gradio_api/mcp/gradio_api/upload"):
+        taken, sent = 0, 0
+        scope: dict[str, Any] = {"type": "http", "path": path, "headers": []}
+        asyncio.run(uploads.BodyLimit(application, limit=35)(scope, endless, nothing))
+        assert (taken, sent) == (30, 40)
 
 
 # --- nothing is kept ------------------------------------------------------------------------------------------------
@@ -512,6 +601,87 @@ def test_uploads_beyond_the_room_for_them_are_refused(space: Space, monkeypatch:
     monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 1000)
     reply = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", bytes(2000))})
     assert (reply.status_code, space.files_left()) == (413, [])
+
+
+def form(content: bytes, *, about: str = 'name="files"; filename="hand.png"') -> bytes:
+    """A form of one part, with the boundary of FORM."""
+    head = f"--b\r\nContent-Disposition: form-data; {about}\r\n\r\n"
+    return head.encode() + content + b"\r\n--b--\r\n"
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def test_an_upload_of_untold_length_is_refused_beyond_the_room(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 1000)
+    reply = httpx.post(f"{space.url}gradio_api/upload", content=iter([form(bytes(50_000))]), headers=FORM)
+    assert (reply.status_code, reply.text) == (413, "Too many uploads are waiting: try again in some minutes.")
+    assert space.files_left() == []
+
+
+def test_an_upload_that_still_arrives_takes_its_room(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 100_000)
+    post, whole = f"{space.url}gradio_api/upload", form(bytes(60_000))
+    with socket.create_connection(("127.0.0.1", urlsplit(space.url).port)) as slow:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {len(whole)}\r\n"
+        slow.sendall(f"{head}Content-Type: {FORM['content-type']}\r\n\r\n".encode() + whole[:-10])
+        wait_until(lambda: uploads._room._arriving >= 60_000)
+        assert httpx.post(post, content=whole, headers=FORM).status_code == 413
+    wait_until(lambda: uploads._room._arriving == 0)  # the slow one is broken off
+    wait_until(lambda: space.files_left() == [])
+    (path,) = httpx.post(post, content=whole, headers=FORM).json()
+    call(space, {"path": path, "meta": {"_type": "gradio.FileData"}}, "female")
+    assert space.files_left() == []
+
+
+def test_uploads_that_have_been_read_give_their_room_back(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 1000)
+    for _ in range(5):
+        (path,) = httpx.post(f"{space.url}gradio_api/upload", content=form(bytes(600)), headers=FORM).json()
+        call(space, {"path": path, "meta": {"_type": "gradio.FileData"}}, "female")
+
+
+def test_a_broken_upload_says_nothing_and_leaves_nothing(space: Space, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", urlsplit(space.url).port)) as connection:
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        connection.sendall(f"{head}Content-Type: {FORM['content-type']}\r\n\r\n".encode() + form(bytes(50_000)))
+        wait_until(lambda: uploads._room._arriving >= 50_000)
+    wait_until(lambda: uploads._room._arriving == 0)
+    assert space.files_left() == []
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("query", ["", "?upload_id=q1"])
+def test_a_long_part_of_a_form_that_is_no_file_is_refused(space: Space, query: str) -> None:
+    content = form(bytes(uploads.MAX_FIELD_BYTES + 1), about='name="x"')
+    reply = httpx.post(f"{space.url}gradio_api/upload{query}", content=content, headers=FORM)
+    assert reply.status_code == 400
+    assert reply.text == "A part of the form that is no file has more than 4,096 bytes: send the radiographs as files."
+
+
+def test_many_parts_of_a_form_that_are_no_files_are_refused(space: Space) -> None:
+    fields = {f"x{number}": "abc" for number in range(uploads.MAX_FIELDS + 1)}
+    files = {"files": ("hand.png", b"x")}
+    reply = httpx.post(f"{space.url}gradio_api/upload", data=fields, files=files)
+    assert (reply.status_code, space.files_left()) == (400, [])
+
+
+def test_a_short_part_of_a_form_that_is_no_file_is_passed_over_even_with_progress(space: Space) -> None:
+    reply = httpx.post(
+        f"{space.url}gradio_api/upload?upload_id=q2", content=form(b"abc", about='name="x"'), headers=FORM
+    )
+    assert (reply.status_code, reply.json()) == (200, [])
+
+
+def test_a_session_whose_case_gave_way_is_still_known_to_have_had_one() -> None:
+    case = uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100))))
+    held = uploads.HeldCases(max_pixels=1)
+    held.hold("a", case)
+    held.hold("b", case)
+    assert held.get("a") is None
+    assert "a" in held
+    held.forget("a")
+    assert "a" not in held
 
 
 def test_held_cases_give_way_to_newer_ones() -> None:
@@ -630,9 +800,9 @@ def test_a_batch_shows_the_range_of_a_score_and_where_it_comes_from() -> None:
         assert text in table
 
 
-def test_the_footer_names_model_reference_table_and_purpose() -> None:
-    text = page.footer_html(model="m", revision="r")
-    for part in ("Model m, revision r.", REFERENCE, DISCLAIMER):
+def test_the_footer_names_model_reference_table_date_and_purpose() -> None:
+    text = page.footer_html(source=provenance(model="m", revision="r", day=date(2026, 1, 2)))
+    for part in ("Model m, revision r.", REFERENCE, "Date: 2026-01-02.", DISCLAIMER):
         assert part in text
 
 
@@ -838,11 +1008,52 @@ def test_what_was_chosen_before_the_upload_stays_and_its_contradiction_is_shown(
     seen.upload(hand_dicom)
     seen.page.locator("#remarks").get_by_text("The DICOM header says female, but male was chosen").wait_for()
     assert seen.page.get_by_label("Male", exact=True).is_checked()
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "7"
     seen.page.locator("#upload input[type=file]").set_input_files(hand_png)  # another child
     seen.page.locator("#preview").get_by_text("Drawn phantom").wait_for()
     assert seen.page.locator("#sex input[type=radio]:checked").count() == 0
     assert seen.page.get_by_label("Years", exact=True).input_value() == ""
     assert seen.page.locator("#remarks p").count() == 0
+
+
+@pytest.mark.slow
+def test_age_and_hand_entered_before_the_upload_stay_and_their_contradictions_are_shown(
+    visit: Callable[..., Visit], hand_dicom: Path
+) -> None:
+    seen = visit()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.page.get_by_label("Right", exact=True).check()
+    seen.upload(hand_dicom)
+    remarks = seen.page.locator("#remarks")
+    remarks.get_by_text("another chronological age than the one typed").wait_for()
+    remarks.get_by_text(
+        "The DICOM header says left hand, but the right hand was chosen: check which it is."
+    ).wait_for()
+    assert seen.page.get_by_label("Female", exact=True).is_checked()  # filled in, as nothing was chosen
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "7"
+    assert seen.page.get_by_label("Right", exact=True).is_checked()
+    seen.ask()
+    text = seen.answer()
+    assert "7 years 0 months (84.0 months)" in text
+    assert "The DICOM header says left hand" in text
+    seen.page.get_by_label("Left", exact=True).check()
+    remarks.get_by_text("The DICOM header says left hand").wait_for(state="detached")
+    assert remarks.locator("p").count() == 1
+
+
+@pytest.mark.slow
+def test_dates_entered_before_the_upload_stay(visit: Callable[..., Visit], hand_dicom: Path) -> None:
+    seen = visit()
+    seen.page.get_by_label("Two dates").check()
+    seen.page.get_by_label("Date of birth").press_sequentially("06202012")
+    seen.upload(hand_dicom)
+    assert seen.page.get_by_label("Left", exact=True).is_checked()
+    assert seen.page.get_by_label("Two dates").is_checked()
+    assert seen.page.get_by_label("Date of birth").input_value() == "2012-06-20"
+    seen.page.get_by_label("Date of study").press_sequentially("06202019")
+    seen.page.locator("#remarks").get_by_text("another chronological age than the one typed").wait_for()
+    seen.ask()
+    assert "7 years 0 months (84.0 months)" in seen.answer()
 
 
 @pytest.mark.slow
@@ -920,6 +1131,41 @@ def test_reports_are_saved_and_leave_nothing_on_the_disk(
     seen.page.get_by_role("button", name="Copied").wait_for()
     assert seen.page.evaluate("navigator.clipboard.readText()") == seen.save("Save TXT").decode()
     assert space.files_left() == []
+
+
+@pytest.mark.slow
+def test_a_name_that_the_pdf_cannot_write_is_refused_there_and_stands_on_the_page(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.page.get_by_role("button", name="Girl, 4 years (drawn)").click()
+    seen.page.locator("#preview img").wait_for()
+    seen.ask()
+    seen.answer()
+    seen.page.get_by_label("Name or number on the report").fill("\N{CJK UNIFIED IDEOGRAPH-674E}")
+    seen.page.get_by_role("button", name="Save PDF").click()
+    seen.page.locator("#report-problem").get_by_text("The PDF has no letters for some of this name").wait_for()
+    assert "\N{CJK UNIFIED IDEOGRAPH-674E}" in seen.save("Save HTML").decode()
+    assert seen.page.locator("#report-problem p").count() == 0
+
+
+@pytest.mark.slow
+def test_the_footer_shows_the_date_of_the_day(visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space_app, "date", SimpleNamespace(today=lambda: date(2031, 5, 6)))
+    visit().page.locator("#footer").get_by_text("Date: 2031-05-06.").wait_for()
+
+
+@pytest.mark.slow
+def test_an_age_typed_while_the_page_still_loads_stays(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*, source: dict[str, str]) -> str:
+        time.sleep(3)
+        return "<p>late</p>"
+
+    monkeypatch.setattr(page, "footer_html", late)
+    seen = visit()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.page.locator("#footer").get_by_text("late").wait_for()
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "7"
 
 
 @pytest.mark.slow
