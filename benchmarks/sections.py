@@ -495,7 +495,7 @@ def _speed_sections(findings: Findings) -> list[Section]:
             for row in study.table.to_dict(orient="records")
         )
         manifest = study.manifest
-        # A folder without `peaks_found` holds the memory of the process that measured, and the peak of a product alone.
+        # A folder without `peaks_found` holds the memory of the process that measured, and the peak of products alone.
         sound = "peaks_found" in manifest
 
         def memory(one: Mapping[str, Any], sound: bool = sound) -> str:
