@@ -888,7 +888,9 @@ def train(
     while run.progress.epoch < recipe.epochs:
         run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
         run.finish_epoch()
-    accelerator.end_training()
+    # Not `accelerator.end_training()`: it ends the process group as well, which the next stage of a plan needs.
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if accelerator.is_main_process:
         record_cost(folder, processes=accelerator.num_processes)
     if run.progress.best_mae_months is None or run.progress.best_epoch is None:
@@ -1082,6 +1084,17 @@ def _start_of(stage: Stage, before: Path, folded: Path) -> str:
     return str(source if stage.start == "all" else source / WEIGHTS_FILE)
 
 
+def end_processes() -> None:
+    """Leave the group of training processes together; nothing where there is one process.
+
+    All of them wait for one another first: one that leaves while another still waits for its last words would break
+    or hang the other. A push to the Hub comes after it, as no one need wait for that.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def run_from_arguments(options: argparse.Namespace) -> int:
     folder = run_folder(options.out)
     if options.push_to_hub is not None:
@@ -1117,6 +1130,7 @@ def run_from_arguments(options: argparse.Namespace) -> int:
 
 
 def _tell(result: TrainingResult, options: argparse.Namespace, folder: Path) -> int:
+    end_processes()
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"best epoch {result.epoch}: validation MAE {result.validation_mae_months:.2f} months")
         print(f"checkpoint: {result.checkpoint}")

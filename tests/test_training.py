@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import io
 import json
 import math
@@ -696,10 +697,12 @@ def gradients_of_first_steps(run: TrainingRun, *, steps: int) -> dict[str, torch
     return gradients
 
 
-def _one_of_two(rank: int, ports: list[int], phantoms: Path, out: Path) -> None:
+def _one_of_two(rank: int, port: int, phantoms: Path, out: Path) -> None:
     """What each of two processes does, as `torchrun --nproc-per-node 2` would start it."""
+    # Where a process hangs, its lines are printed before the other one gives up waiting for it.
+    faulthandler.dump_traceback_later(300, exit=True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     for accumulation in (1, 2):
         run = make_run(phantoms, out, STRONG, accumulation=accumulation)
         assert run.accelerator.num_processes == 2
@@ -707,9 +710,6 @@ def _one_of_two(rank: int, ports: list[int], phantoms: Path, out: Path) -> None:
     run = make_run(phantoms, out, STRONG, teacher_targets=TARGETS)
     save_file(gradients_of_first_steps(run, steps=2), out / f"gradients-taught-{rank}.safetensors")
     start(phantoms, out / "whole", TWO)
-    # The end of a training is the end of its process group.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ["MASTER_PORT"] = str(ports[1])
     # Both stop at the same step of the second epoch, as when the machine goes down, and are started again.
     optimize = TrainingRun.step
 
@@ -722,19 +722,21 @@ def _one_of_two(rank: int, ports: list[int], phantoms: Path, out: Path) -> None:
         patch.setattr(TrainingRun, "step", stopping)
         start(phantoms, out / "stopped", TWO, save_minutes=0)
     resume(phantoms, out / "stopped")
+    train_plan(phantoms, out / "plan", PLAN, initial_weights="random", progress_bar=False)
+    training.end_processes()
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="module")
 def two_processes(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with what two processes on this machine computed."""
     out = tmp_path_factory.mktemp("two")
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in (one, other)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_one_of_two, args=(rank, ports, phantoms, out), daemon=True) for rank in range(2)
+        context.Process(target=_one_of_two, args=(rank, port, phantoms, out), daemon=True) for rank in range(2)
     ]
     for process in processes:
         process.start()
@@ -815,6 +817,17 @@ def test_the_validation_error_of_two_processes_is_that_of_the_averages_that_are_
 @pytest.mark.slow
 def test_two_processes_that_were_stopped_end_bit_for_bit_as_two_that_were_not(two_processes: Path) -> None:
     assert_same_run(two_processes / "whole", two_processes / "stopped")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_stages_of_a_plan_in_a_row(two_processes: Path) -> None:
+    folder = two_processes / "plan"
+    assert [len(metrics_of(folder / f"stage-{number}")) for number in (1, 2)] == [1, 1]
+    weights = [(part / "checkpoint" / "model.safetensors").read_bytes() for part in (folder, folder / "stage-2")]
+    assert weights[0] == weights[1]
+    provenance = BoneAgeModel.from_pretrained(folder / "checkpoint").config.provenance
+    assert provenance["processes"] == 2
+    assert temporary_files(folder) == []
 
 
 @pytest.mark.parametrize("processes", [2, 4])
