@@ -70,8 +70,8 @@ from boneage_hf.uploads import (
     WaitingBatch,
     batch_items,
     content_of_data_uri,
+    guard_fields,
     receive_upload,
-    refuse_urls,
     upload_field,
     upload_folder,
 )
@@ -574,7 +574,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             predict_batch, [api_files, api_table, api_sex], api_answer, api_name="predict_batch", concurrency_limit=1
         )
         gr.api(read_bone_age, api_name="read_bone_age", **one_by_one)
-    refuse_urls(demo)
+    guard_fields(demo)
     demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     return demo
 

@@ -10,6 +10,7 @@ features are those before its head.
 
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,14 @@ def teacher_features(
     # A channel that never changes says nothing: what is left of it is rounding, and stays near 0.
     spread = pooled.std(axis=0)
     found = ((pooled - pooled.mean(axis=0)) / np.where(spread > _SILENT, spread, 1)).astype(np.float32)
-    temporary = target.with_suffix(".part")
+    # Another training may ask the same teacher just now: both write the same, each its own file.
+    temporary = target.with_suffix(f".{os.getpid()}.part")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         save_file({"features": found}, temporary)
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
         raise InputError(
             f"The cache of the teacher's features cannot be written ({error}): make room, or let BONEAGE_RUNS name a "
             "folder on another disk."

@@ -65,6 +65,7 @@ _WAITING = "waiting"
 _UPLOAD_GONE = "The upload is no longer there: give the file again."
 _NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
 _NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
+_NOT_A_VALUE = "A field was given what it does not take: fill in the page again, or read what the endpoint takes."
 _NO_ROOM = "Too many uploads are waiting: try again in some minutes."
 _NOT_A_FILE = (
     f"A part of the form that is no file has more than {MAX_FIELD_BYTES:,} bytes: send the radiographs as files."
@@ -216,11 +217,13 @@ def upload_field(**options: Any) -> gr.File:
     return file
 
 
-def refuse_urls(demo: gr.Blocks) -> None:
-    """Refuse every request that names a file by URL, whichever field of the page or of an endpoint it stands in.
+def guard_fields(demo: gr.Blocks) -> None:
+    """Refuse every request that names a file by URL, and print nothing of what a field does not take, whichever field
+    of the page or of an endpoint it stands in.
 
-    Gradio downloads it even for a field that takes no files. A field that an event changes is made anew for the page,
-    so that nothing can be set on the fields themselves.
+    Gradio downloads a URL even for a field that takes no files, and prints a traceback with the value that a field
+    does not take, which may be a name. A field that an event changes is made anew for the page, so that nothing can be
+    set on the fields themselves.
     """
     preprocess = demo.preprocess_data
 
@@ -231,7 +234,13 @@ def refuse_urls(demo: gr.Blocks) -> None:
 
     async def preprocess_own(block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
         client_utils.traverse(inputs, refuse_url, client_utils.is_file_obj_with_meta)
-        return await preprocess(block_fn, inputs, *rest, **options)
+        try:
+            return await preprocess(block_fn, inputs, *rest, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except (ValueError, TypeError, AttributeError):  # of Gradio's and pydantic's own parsing
+            raise gr.Error(_NOT_A_VALUE, print_exception=False) from None
 
     demo.preprocess_data = preprocess_own  # type: ignore[method-assign]
 

@@ -118,6 +118,27 @@ def test_features_of_an_unfinished_file_are_computed_anew(
     np.testing.assert_array_equal(ask(pipe, images, tmp_path), first)
 
 
+def test_two_trainings_that_ask_the_same_teacher_at_once_both_get_its_features(
+    pipe: BoneAgePipeline, images: PreparedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = distillation.save_file
+    begun: list[Path] = []
+    others: list[np.ndarray] = []
+
+    def another_one_meanwhile(tensors: dict[str, np.ndarray], path: Path) -> None:
+        own(tensors, path)
+        if not begun:
+            begun.append(path)
+            with monkeypatch.context() as patch:
+                patch.setattr(distillation.os, "getpid", lambda: -1)
+                others.append(ask(pipe, images, tmp_path))
+
+    monkeypatch.setattr(distillation, "save_file", another_one_meanwhile)
+    found = ask(pipe, images, tmp_path)
+    np.testing.assert_array_equal(found, others[0])
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
 def test_another_precision_has_features_of_its_own(
     pipe: BoneAgePipeline, images: PreparedImages, tmp_path: Path
 ) -> None:

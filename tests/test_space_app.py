@@ -292,8 +292,25 @@ def test_nothing_of_a_patient_is_printed(
     call(space, {"path": "Secretname.png", "meta": {"_type": "gradio.FileData"}}, "female")
     printed = "".join(capfd.readouterr())
     assert PATIENT_NAME not in printed
-    assert "Secretname.dcm" not in printed
+    assert "Secretname" not in printed
     assert "IM000001" not in printed
+
+
+@pytest.mark.parametrize(
+    "value", ["Secretname", {"Secretname": 1}, ["Secretname"], {"path": "Secretname"}, {"path": 1}]
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_a_field_does_not_take_is_not_printed(
+    space: Space, capfd: pytest.CaptureFixture[str], place: int, value: Any
+) -> None:
+    data: list[Any] = [None, None, None]
+    data[place] = value
+    address = f"{space.url}gradio_api/call/predict"
+    event = httpx.post(address, json={"data": data}).json()["event_id"]
+    assert "event: error" in httpx.get(f"{address}/{event}", timeout=30).text
+    printed = "".join(capfd.readouterr())
+    assert "Secretname" not in printed
+    assert "Traceback" not in printed
 
 
 def test_the_sex_reaches_the_model(client: Client, hand_png: Path) -> None:
