@@ -51,6 +51,11 @@ _SHARES: dict[str, tuple[str, ...]] = {
     "speed": (),
     "training-speed": (),
 }
+#: Entries of the manifest without which a table would be misread.
+_ENTRIES: dict[str, tuple[str, ...]] = {
+    "stress": ("revision", "protocol", "split", "images", "unchanged_mae_months"),  # which images were changed
+    "speed": ("checkpoints", "hardware", "peak_gflop_per_second", "peaks_found"),  # what a share of the peak is of
+}
 #: (lower, value, upper) columns that must rise.
 _ORDERED: dict[str, tuple[str, ...]] = {
     "stress": ("mae_change_low_months", "mae_change_months", "mae_change_high_months"),
@@ -169,6 +174,9 @@ def load_study(folder: Path, kind: str) -> Study:
     manifest, text = _manifest(folder), _table_text(folder, kind)
     if manifest.get("complete") is False:
         raise InputError(f"{where} is not complete; run the same command again, which goes on where it stopped.")
+    lacking = [entry for entry in _ENTRIES.get(kind, ()) if entry not in manifest]
+    if lacking:
+        raise InputError(f"{where}: manifest.json does not tell {lacking[0]}; run again.")
     try:
         table = pd.read_csv(io.StringIO(text))
         numbers = table.reindex(columns=[*_SHARES[kind], *_ORDERED[kind]]).to_numpy(dtype=np.float64)

@@ -313,10 +313,9 @@ def _stress_sections(findings: Findings, names: Mapping[str, str]) -> list[Secti
             for row in study.table.to_dict(orient="records")
         )
         manifest, changed = study.manifest, int((study.table["mae_change_holm_p"] < ALPHA).sum())
-        images = manifest.get("images") or f"the first {manifest['n']:,} of the split"
         paragraph = (
             f"Folder {study.folder}, revision {manifest['revision']}, {manifest['protocol']}, split "
-            f"{manifest['split']}, images: {images}; MAE of these images unchanged "
+            f"{manifest['split']}, images: {manifest['images']}; MAE of these images unchanged "
             f"{manifest['unchanged_mae_months']:.2f} months. {changed} of {len(study.table)} settings change the "
             "absolute errors significantly."
         )
@@ -495,21 +494,15 @@ def _speed_sections(findings: Findings) -> list[Section]:
             for row in study.table.to_dict(orient="records")
         )
         manifest = study.manifest
-        # A folder without `peaks_found` holds the memory of the process that measured, and the peak of products alone.
-        sound = "peaks_found" in manifest
-
-        def memory(one: Mapping[str, Any], sound: bool = sound) -> str:
-            return f"{one['cold_start']['peak_memory_mb']:,.0f} MB" if sound else f"{MISSING} MB (not measured yet)"
-
         starts = "; ".join(
             f"{one['checkpoint']} (revision {one['revision']}) {one['cold_start']['seconds']:.1f} s, "
-            f"at most {memory(one)}"
+            f"at most {one['cold_start']['peak_memory_mb']:,.0f} MB"
             for one in manifest["checkpoints"]
         )
         peaks = "; ".join(f"{what} {value:,.0f}" for what, value in manifest["peak_gflop_per_second"].items())
         paragraphs = (
             f"On {_machine(manifest)}. From the first import to the first answer: {starts}. The peak of "
-            f"{'a matrix product or convolution' if sound else 'a matrix product'}, in GFLOP/s: {peaks}.",
+            f"a matrix product or convolution, in GFLOP/s: {peaks}.",
             f"Times in milliseconds per image; of fewer than {ENOUGH_FOR_P95} calls there is no 95th percentile. The "
             "networks of peers are stand-ins with random weights, without their preprocessing: lower bounds.",
         )

@@ -157,9 +157,7 @@ def _read_stress(folder: Path, *, revision: str) -> _Stress:
             for row in worst.values()
         ]
         n = int(manifest["n"])
-        # Results from before the manifest told are of the first images.
-        images = str(manifest.get("images") or f"the first {n:,} of the split")
-        stress = _Stress(n, images, float(settings[0]["unchanged_mae_months"]), "\n".join(rows))
+        stress = _Stress(n, str(manifest["images"]), float(settings[0]["unchanged_mae_months"]), "\n".join(rows))
         measured = manifest["revision"]
     except (OSError, ValueError, KeyError, IndexError):
         raise InputError("The stress folder is not one that `boneage-benchmark stress` writes.") from None

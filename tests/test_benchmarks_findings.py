@@ -95,6 +95,16 @@ def test_a_damaged_study_is_refused_in_one_sentence(
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("entry", ["images", "unchanged_mae_months"])
+def test_a_study_that_does_not_tell_what_its_table_is_of_is_refused(
+    stressed: Path, tmp_path: Path, entry: str
+) -> None:
+    manifest = json.loads((stressed / "manifest.json").read_text(encoding="utf-8"))
+    del manifest[entry]
+    with pytest.raises(InputError, match=f"does not tell {entry}; run again"):
+        load_study(broken(stressed, tmp_path, manifest=json.dumps(manifest)), "stress")
+
+
 def test_an_edited_table_is_refused(stressed: Path, tmp_path: Path) -> None:
     text = (stressed / "stress.csv").read_text(encoding="utf-8")
     with pytest.raises(InputError, match=r"not the one that manifest\.json is about"):
@@ -125,7 +135,8 @@ def stress_study(revision: str) -> Study:
     )
     table = stress.measure(predictions, pd.DataFrame({"id": ids, "reference_months": reference}))
     manifest = {"checkpoint": "example", "revision": revision, "protocol": "example", "split": "test", "n": 60}
-    return Study(folder="example-stress", manifest={**manifest, "unchanged_mae_months": 6.5}, table=table)
+    manifest |= {"images": "60 of 60", "unchanged_mae_months": 6.5}
+    return Study(folder="example-stress", manifest=manifest, table=table)
 
 
 def attention_study(revision: str, folder: str = "example-attention") -> Study:
