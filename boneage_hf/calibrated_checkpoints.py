@@ -193,6 +193,9 @@ def calibrate_checkpoint(
     fingerprint of their labels: the whole training split, either half of validation. A part of one of these cannot be
     recognised, nor can one among other images: keep them out.
 
+    The images are predicted as they lie, without the quality gate: a sideways or mirrored hand, which the gate would
+    put right in use, and a picture that it would refuse shift the offsets and widen the interval. Give upright hands.
+
     Args:
         checkpoint: folder, Hub id or `"default"`.
         dataset: folder written by `boneage prepare` from these images.

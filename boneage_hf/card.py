@@ -69,6 +69,7 @@ def render_card(checkpoint: str, *, name: str, metrics_file: Path | None, stress
         template_path=str(TEMPLATE),
         title=f"boneage-hf {name}",
         name=name,
+        with_code=bool(getattr(config, "auto_map", None)),
         config=config,
         backbone=BACKBONES.get(config.backbone, config.backbone),
         grid=pipe.model.grid,
@@ -384,10 +385,10 @@ def _commands(provenance: dict[str, Any]) -> list[str]:
     plan = plan_that_repeats(provenance)
     if plan is None:
         return []
-    precision = provenance.get("mixed_precision", "no")
+    precision, steps = provenance.get("mixed_precision", "no"), provenance.get("accumulation", 1)
     lines = [
         f"boneage train DATASET RUN --recipe {plan} --initial-weights {_plan_start(provenance)} "
-        f"--mixed-precision {precision}"
+        f"--mixed-precision {precision}" + ("" if steps == 1 else f" --accumulation {steps}")
     ]
     checkpoint = "RUN/checkpoint"
     interval, gate = provenance.get("interval"), provenance.get("gate")

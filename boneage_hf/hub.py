@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def storage_tensors(model: torch.nn.Module, dtype: torch.dtype = torch.float16) 
                 raise InputError(f"{name} holds values beyond the range of {dtype}: save with dtype=torch.float32.")
             raise InputError(f"{name} holds NaN or infinity: the training has diverged, take an earlier state of it.")
     return stored
+
+
+def fits_float16(model: torch.nn.Module) -> bool:
+    """Whether no finite value of a model leaves float16's range where it is stored so."""
+    return all(
+        _keeps_type(name, value) or bool((value.half().isfinite() | ~value.isfinite()).all())
+        for name, value in model.state_dict().items()
+    )
 
 
 def storage_dtype(model: torch.nn.Module) -> torch.dtype:
@@ -205,7 +214,7 @@ def load_pipeline(
     """
     source = resolve_checkpoint(checkpoint)
     folder = checkpoint_folder(source, revision=revision, files=SETTINGS_FILES)
-    try:
+    with loading_sentences():
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, BoneAgeConfig):
             raise InputError(f"This checkpoint is a {config.model_type} model, not a bone-age model of this package.")
@@ -214,15 +223,6 @@ def load_pipeline(
         processor = AutoImageProcessor.from_pretrained(folder)
         with _no_progress_bar():  # a model of 10 to 40 MB loads in a blink
             model = BoneAgeModel.from_pretrained(folder, config=config, dtype=dtype or torch.float32)
-    except InputError:
-        raise
-    except SafetensorError:
-        raise InputError(
-            "The checkpoint's model.safetensors is damaged or truncated: download or save it again."
-        ) from None
-    # AttributeError and TypeError: JSON that is whole but means something else, for example an unknown dtype.
-    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
     if not isinstance(processor, BoneAgeImageProcessor):
         raise InputError(f"The checkpoint's preprocessor_config.json is that of a {type(processor).__name__}.")
     if processor.size != {"height": config.image_size, "width": config.image_size}:
@@ -235,6 +235,22 @@ def load_pipeline(
         model.config._commit_hash = folder.name
     chosen = torch.device(device) if isinstance(device, str) else device
     return BoneAgePipeline(model=model, image_processor=processor, task=TASK, device=chosen)
+
+
+@contextmanager
+def loading_sentences() -> Iterator[None]:
+    """Within the block, what is wrong with the files of a checkpoint becomes an InputError of one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except SafetensorError:
+        raise InputError(
+            "The checkpoint's model.safetensors is damaged or truncated: download or save it again."
+        ) from None
+    # AttributeError and TypeError: JSON that is whole but means something else, for example an unknown dtype.
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"The checkpoint cannot be loaded: {_first_sentence(error)}.") from None
 
 
 @contextmanager
@@ -299,6 +315,45 @@ def checkpoint_folder(
         if not (folder / name).is_file():
             raise InputError(f"The Hub's model {repo_id} has no {name}, so it is no checkpoint of this package.")
     return folder
+
+
+@dataclass(frozen=True)
+class OwnCheckpoint:
+    """A checkpoint of this package on this disk: its folder, its name without a path, and its commit on the Hub."""
+
+    folder: Path
+    name: str
+    commit: str | None = None
+
+
+def own_checkpoint(source: str | Path) -> OwnCheckpoint | None:
+    """One of this package's checkpoints, downloaded if need be; None if `source` is something else.
+
+    Args:
+        source: folder, Hub id or `"default"`; or whatever else initial weights may be.
+
+    Raises:
+        InputError: a Hub id that cannot be reached, or a checkpoint on the Hub that lacks a file.
+    """
+    if str(source) == "default":
+        return OwnCheckpoint(Path(resolve_checkpoint(source)), "default")
+    if Path(source).exists() or not is_hub_id(str(source)):
+        return OwnCheckpoint(Path(source), Path(source).resolve().name) if _is_own(Path(source)) else None
+    repo_id, revision = split_id(str(source))
+    settings = download(repo_id, ("config.json",), revision=revision)
+    if not _is_own(settings):
+        return None
+    commit = settings.name  # so does the cache of the Hub name the folder
+    return OwnCheckpoint(checkpoint_folder(repo_id, revision=commit), repo_id, commit)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of this package, and not one of another model of transformers."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == BoneAgeConfig.model_type
 
 
 #: Fields of the config that decide how a model trains or where it comes from, not what it predicts.

@@ -166,12 +166,22 @@ def load_transformers_backbone(backbone: TransformersBackbone, source: str) -> d
             "another model."
         )
     backbone.model.load_state_dict(model.state_dict())
-    local = Path(source).is_dir()
+    if Path(source).is_dir():
+        file, name, commit, licence = Path(source) / WEIGHTS_FILE, Path(source).resolve().name, None, None
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        settings = try_to_load_from_cache(repo, "config.json", revision=revision)
+        # The Hub cache keeps a file as .../snapshots/<commit>/<file name>; a backbone does not tell its commit.
+        commit = Path(settings).parent.name if isinstance(settings, str) else None
+        cached = try_to_load_from_cache(repo, WEIGHTS_FILE, revision=commit)
+        file, name, licence = Path(cached if isinstance(cached, str) else ""), repo, _licence_on_hub(repo, commit)
+    # Weights in several files have no one hash; the revision stands for them.
     return {
-        "source": Path(source).resolve().name if local else repo,
-        "revision": None if local else getattr(model.config, "_commit_hash", None),
-        "sha256": _sha256(Path(source) / WEIGHTS_FILE) if local and (Path(source) / WEIGHTS_FILE).is_file() else None,
-        "licence": None,
+        "source": name,
+        "revision": commit,
+        "sha256": _sha256(file) if file.is_file() else None,
+        "licence": licence,
     }
 
 
@@ -198,19 +208,23 @@ def _load_local(backbone: nn.Module, file: Path, *, name: str, backbone_name: st
 
 
 def _load_hub(backbone: nn.Module, repo: str, *, revision: str | None, backbone_name: str) -> dict[str, str | None]:
-    # Imported here: nothing but a Hub id needs the client.
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     file = _download(repo, revision=revision)
     _read_into(backbone, file, name=repo, backbone_name=backbone_name)
     commit = file.parent.name  # the Hub cache keeps a file as .../snapshots/<commit>/<file name>
+    return {"source": repo, "revision": commit, "sha256": _sha256(file), "licence": _licence_on_hub(repo, commit)}
+
+
+def _licence_on_hub(repo: str, commit: str | None) -> str | None:
+    """The licence that a model's card names; None if it has no card, or the card cannot be reached."""
+    # Imported here: nothing but a Hub id needs the client.
+    from huggingface_hub import ModelCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+
     try:
         card = ModelCard.load(hf_hub_download(repo, "README.md", revision=commit), ignore_metadata_errors=True)
-        licence = card.data.to_dict().get("license")
-    except EntryNotFoundError:  # the model has no card, or the computer is offline and only the weights are cached
-        licence = None
-    return {"source": repo, "revision": commit, "sha256": _sha256(file), "licence": licence}
+    except (EntryNotFoundError, HTTPError, ConnectionError):  # offline, only the weights may be in the cache
+        return None
+    return card.data.to_dict().get("license")
 
 
 def _download(repo: str, *, revision: str | None) -> Path:

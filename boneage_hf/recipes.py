@@ -338,11 +338,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--initial-weights",
-        help="Hub id (timm/vgg19.tv_in1k), .safetensors file, checkpoint folder, or the word random; never a default",
+        help="Hub id (timm/vgg19.tv_in1k), .safetensors file, checkpoint (folder, Hub id or the packaged default), or "
+        "the word random; required",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT, with its own recipe")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), help="default: no")
-    parser.add_argument("--accumulation", type=int, default=1, metavar="STEPS", help="gradient accumulation steps")
+    parser.add_argument("--accumulation", type=int, metavar="STEPS", help="gradient accumulation steps (default: 1)")
     parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",

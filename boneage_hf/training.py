@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -52,7 +53,16 @@ from .evaluation import (
 from .features import CachedFeatures, cached_features
 from .files import write_text
 from .folding import fold_checkpoint
-from .hub import WEIGHTS_FILE, checkpoint_revision, load_pipeline, replace_folder, save_checkpoint
+from .hub import (
+    WEIGHTS_FILE,
+    checkpoint_revision,
+    fits_float16,
+    load_pipeline,
+    loading_sentences,
+    own_checkpoint,
+    replace_folder,
+    save_checkpoint,
+)
 from .image_processing_boneage import BoneAgeImageProcessor
 from .initial_weights import (
     IMAGE_NORMALISATION,
@@ -86,6 +96,7 @@ COPY_JPEG_QUALITY = 92
 STORAGE_CHECK_IMAGES = 32
 
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
 STATE_FILE = "state.safetensors"
 METRICS_FILE = "metrics.jsonl"
 
@@ -525,9 +536,12 @@ class TrainingRun:
         provenance["validation_mae_months"] = self.progress.best_mae_months
         provenance["date"] = datetime.date.today().isoformat()
         images, some = self.validation_images, slice(0, STORAGE_CHECK_IMAGES)
-        moved = float16_difference(self.model, self.processor, images.pixels[some], images.sex[some])
-        provenance["float16_storage"] = dataclasses.asdict(moved)
-        dtype = torch.float16 if moved.allowed else torch.float32
+        dtype = torch.float32
+        provenance["float16_storage"] = None
+        if fits_float16(self.model):
+            moved = float16_difference(self.model, self.processor, images.pixels[some], images.sex[some])
+            provenance["float16_storage"] = dataclasses.asdict(moved)
+            dtype = torch.float16 if moved.allowed else torch.float32
         try:
             save_checkpoint(self.model, self.processor, self.folder / "checkpoint", dtype=dtype)
         except (OSError, SafetensorError) as error:
@@ -572,17 +586,22 @@ class TrainingRun:
         """The opposite of [`save_state`].
 
         Raises:
-            InputError: nothing was saved, or by another number of processes.
+            InputError: nothing was saved, or by another number of processes; the state is damaged.
         """
         path = self.folder / STATE_FILE
         if not path.is_file():
             raise InputError(f"This run has no {STATE_FILE} to resume from; start it again in another folder.")
-        with safe_open(path, framework="pt") as file:
-            self.progress = Progress(**json.loads(file.metadata()["progress"]))
-            groups: dict[str, dict[str, torch.Tensor]] = {}
-            for key in file.keys():  # noqa: SIM118 - safe_open is no dict
-                group, _, name = key.partition(".")
-                groups.setdefault(group, {})[name] = file.get_tensor(key)
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.progress = Progress(**json.loads(file.metadata()["progress"]))
+                for key in file.keys():  # noqa: SIM118 - safe_open is no dict
+                    group, _, name = key.partition(".")
+                    groups.setdefault(group, {})[name] = file.get_tensor(key)
+        except SafetensorError:
+            raise InputError(
+                f"The run's {STATE_FILE} is damaged or truncated: copy it again, or start the run in another folder."
+            ) from None
         processes = len({name.partition(".")[0] for name in groups["generator"]})
         if processes != self.accelerator.num_processes:
             raise InputError(
@@ -686,20 +705,22 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     """The network of a recipe with its initial weights, and where those come from.
 
     Age mean and SD are fitted on the training split. `initial_weights` is "random", a Hub id or a safetensors file of
-    a backbone (for the backbone "auto" a Hub id or folder of a transformers model), or a checkpoint folder of this
-    package, from which every weight is taken (the attention interpolated if the image size differs).
+    a backbone (for the backbone "auto" a Hub id or folder of a transformers model), or a checkpoint of this package
+    (folder, Hub id or "default"), from which every weight is taken (the attention interpolated if the image size
+    differs).
 
     Raises:
-        InputError: the weights are not to be had or belong to another network.
+        InputError: the weights are not to be had, are damaged or belong to another network.
     """
     months = np.asarray(train.bone_age_months, dtype=np.float64)
     torch.manual_seed(recipe.seed)
-    own_checkpoint = _is_checkpoint(Path(initial_weights))
+    own = own_checkpoint(initial_weights)
     backbone_config = None
-    if recipe.backbone == "auto" and not own_checkpoint:
+    if recipe.backbone == "auto" and own is None:
         backbone_config = read_backbone_config(initial_weights)
-    elif recipe.backbone == "auto":
-        backbone_config = BoneAgeConfig.from_pretrained(initial_weights).backbone_config
+    elif recipe.backbone == "auto" and own is not None:
+        with loading_sentences():
+            backbone_config = BoneAgeConfig.from_pretrained(own.folder).backbone_config
     wanted = BoneAgeConfig(
         backbone=recipe.backbone,
         backbone_config=backbone_config,
@@ -713,25 +734,27 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
         feature_dropout=recipe.feature_dropout,
         head_dropout=recipe.head_dropout,
     )
-    if not own_checkpoint:
+    if own is None:
         model = BoneAgeModel(wanted)
         if isinstance(model.backbone, TransformersBackbone):
             return model, load_transformers_backbone(model.backbone, initial_weights)
-        initial = load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
+        found = load_initial_weights(model.backbone, initial_weights, backbone_name=recipe.backbone)
         path = Path(initial_weights)
-        if path.name == WEIGHTS_FILE and _is_checkpoint(path.parent):  # what its backbone was trained on goes along
-            return model, {**initial, "provenance": BoneAgeConfig.from_pretrained(path.parent).provenance}
-        return model, initial
-    model = BoneAgeModel.from_pretrained(
-        initial_weights, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
-    )
+        if path.name == WEIGHTS_FILE and own_checkpoint(path.parent) is not None:
+            with loading_sentences():  # what its backbone was trained on goes along
+                return model, {**found, "provenance": BoneAgeConfig.from_pretrained(path.parent).provenance}
+        return model, found
+    with loading_sentences():
+        model = BoneAgeModel.from_pretrained(
+            own.folder, feature_dropout=recipe.feature_dropout, head_dropout=recipe.head_dropout
+        )
     for field in ("backbone", "sex_input", "pooling"):
         if getattr(model.config, field) != getattr(wanted, field):
             raise InputError(
                 f"The checkpoint has {field} {getattr(model.config, field)!r} and the recipe "
                 f"{getattr(wanted, field)!r}; start from a checkpoint of the same kind."
             )
-    initial = {"source": Path(initial_weights).name, "provenance": model.config.provenance}
+    initial = {"source": own.name, "revision": own.commit, "provenance": model.config.provenance}
     # Fitted to the answers of the weights as they were, or chosen for them.
     model.config.age_correction = model.config.local_calibration = model.config.interval = None
     model.config.flip_average = False
@@ -741,15 +764,6 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     model.config.freeze_backbone, model.config.loss = recipe.freeze_backbone, recipe.loss
     model.freeze()
     return model, initial
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of this package, and not one of another model of transformers."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == BoneAgeConfig.model_type
 
 
 def build_optimizer(recipe: Recipe, model: BoneAgeModel) -> torch.optim.Optimizer:
@@ -791,7 +805,7 @@ def train(
     initial_weights: str | None = None,
     resume: bool = False,
     mixed_precision: str | None = None,
-    accumulation: int = 1,
+    accumulation: int | None = None,
     save_minutes: float = 5.0,
     progress_bar: bool = True,
 ) -> TrainingResult:
@@ -806,12 +820,12 @@ def train(
         initial_weights: see [`build_model`]; required unless resuming.
         mixed_precision: "no" or "bf16" (autocast); the weights themselves stay float32. None is "no", or what the
             resumed run was started with.
-        accumulation: steps whose gradients make up one global batch.
+        accumulation: steps whose gradients make up one global batch. None is 1, or that of the resumed run.
         save_minutes: how often the state is saved within an epoch.
 
     Raises:
         InputError: no initial weights, a run that exists already or (resuming) one with other settings or data, a loss
-            that is not finite, a full disk.
+            that is not finite, a full disk; another training is at work in the folder.
     """
     saved = _read_run(folder, resume=resume)
     if find_spec("tensorboard") is None:
@@ -819,7 +833,7 @@ def train(
     if saved is not None and initial_weights is not None:
         raise InputError("A resumed run has its weights already; leave out --initial-weights.")
     if saved is not None:
-        recipe, mixed_precision = _saved_settings(saved, recipe, mixed_precision)
+        recipe, mixed_precision, accumulation = _saved_settings(saved, recipe, mixed_precision, accumulation)
     elif recipe is None or initial_weights is None:
         raise InputError(
             "Training needs --initial-weights: a Hub id such as timm/vgg19.tv_in1k, a .safetensors file (for "
@@ -830,7 +844,11 @@ def train(
         log_with="tensorboard",
         project_dir=str(folder),
         cpu=not torch.accelerator.is_available(),
+        # What the main process does first (preparing images, a teacher's or a frozen backbone's features) may take
+        # hours, in which the others wait; they would give up after 10 or 30 minutes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=24))],
     )
+    steps = 1 if accumulation is None else accumulation
     quiet = not (progress_bar and accelerator.is_main_process)
     manifest = read_manifest(dataset)
     processor = make_processor(recipe)
@@ -862,6 +880,7 @@ def train(
             "selection_n": len(validation_images),
             "selection_fingerprint": fingerprint(validation_images.ids, validation_images.bone_age_months.tolist()),
             "mixed_precision": mixed_precision or "no",
+            "accumulation": steps,
             "processes": accelerator.num_processes,
             "package_version": __version__,
             "commit": git_commit(),
@@ -875,27 +894,50 @@ def train(
         processor,
         train_images,
         validation_images,
-        accumulation=accumulation,
+        accumulation=steps,
         teacher_targets=targets,
     )
-    if saved is not None:
-        run.load_state()
-    else:
-        run.begin()
-    if recipe.cached_views:  # only now: a resumed run has its backbone from the state
-        run.cache_features(runs_folder() / "features", progress=not quiet)
-    accelerator.init_trackers("tensorboard")
-    while run.progress.epoch < recipe.epochs:
-        run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
-        run.finish_epoch()
-    # Not `accelerator.end_training()`: it ends the process group as well, which the next stage of a plan needs.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if accelerator.is_main_process:
-        record_cost(folder, processes=accelerator.num_processes)
+    with _alone_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        if saved is not None:
+            run.load_state()
+        else:
+            _read_run(folder, resume=False)  # again: another training may have begun one here meanwhile
+            run.begin()
+        if recipe.cached_views:  # only now: a resumed run has its backbone from the state
+            run.cache_features(runs_folder() / "features", progress=not quiet)
+        accelerator.init_trackers("tensorboard")
+        while run.progress.epoch < recipe.epochs:
+            run.train_epoch(save_seconds=save_minutes * 60, quiet=quiet)
+            run.finish_epoch()
+        # Not `accelerator.end_training()`: it ends the process group as well, which the next stage of a plan needs.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        if accelerator.is_main_process:
+            record_cost(folder, processes=accelerator.num_processes)
     if run.progress.best_mae_months is None or run.progress.best_epoch is None:
         raise InputError("No epoch had a validation error; the selection half of validation may be empty.")
     return TrainingResult(folder / "checkpoint", run.progress.best_mae_months, run.progress.best_epoch)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within the block no other training on this disk writes into the run folder. The lock file stays: to delete it
+    would let one process lock the deleted file and another one a new one.
+
+    Raises:
+        InputError: another training is at work in the folder, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(WeakFileLock(folder / LOCK_FILE, timeout=0.1))
+        except TimeoutError:
+            raise InputError(
+                "Another training is at work in this run folder: wait for it or stop it, then go on with --resume."
+            ) from None
+        except OSError as error:
+            raise InputError(f"The run folder cannot be written ({error.strerror}); choose another one.") from None
+        yield
 
 
 def _ask_teacher(
@@ -980,11 +1022,18 @@ def _read_run(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         raise InputError("There is no run to resume in this folder; start it without --resume.")
     if not resume and path.is_file():
         raise InputError("This folder holds a run already; continue it with --resume or choose another folder.")
-    return json.loads(path.read_text()) if resume else None
+    try:
+        return json.loads(path.read_text()) if resume else None
+    except ValueError:
+        raise InputError(f"The run's {RUN_FILE} is damaged: copy it again, or start another run.") from None
 
 
-def _saved_settings(saved: dict[str, Any], recipe: Recipe | None, mixed_precision: str | None) -> tuple[Recipe, str]:
-    own, precision = recipe_from_dict(saved["recipe"]), saved["config"]["provenance"]["mixed_precision"]
+def _saved_settings(
+    saved: dict[str, Any], recipe: Recipe | None, mixed_precision: str | None, accumulation: int | None
+) -> tuple[Recipe, str, int]:
+    provenance = saved["config"]["provenance"]
+    own, precision = recipe_from_dict(saved["recipe"]), provenance["mixed_precision"]
+    steps = provenance.get("accumulation", 1)
     differences = [
         f"{name} {value!r} instead of {getattr(own, name)!r}"
         for name, value in (recipe or own).to_dict().items()
@@ -992,12 +1041,14 @@ def _saved_settings(saved: dict[str, Any], recipe: Recipe | None, mixed_precisio
     ]
     if mixed_precision not in (None, precision):
         differences.append(f"mixed precision {mixed_precision!r} instead of {precision!r}")
+    if accumulation not in (None, steps):
+        differences.append(f"accumulation {accumulation} instead of {steps}")
     if differences:
         raise InputError(
             f"A run is resumed with its own settings, not with {', '.join(differences)}; leave these out, or start "
             "another run."
         )
-    return own, precision
+    return own, precision, steps
 
 
 def _check_data(saved: dict[str, Any], train_images: PreparedImages, validation_images: PreparedImages) -> None:
@@ -1039,7 +1090,7 @@ def train_plan(
     *,
     initial_weights: str | None = None,
     mixed_precision: str | None = None,
-    accumulation: int = 1,
+    accumulation: int | None = None,
     save_minutes: float = 5.0,
     progress_bar: bool = True,
 ) -> TrainingResult:

@@ -362,6 +362,16 @@ def test_a_card_says_whether_a_gate_would_have_met_the_changed_pictures(tmp_path
     assert "without quality checks; in use\nthis checkpoint's gate may refuse such a picture, or put it right" in text
 
 
+@pytest.mark.parametrize("with_code", [True, False])
+def test_a_card_shows_how_transformers_alone_loads_what_has_its_code_beside_it(
+    tmp_path: Path, with_code: bool
+) -> None:
+    pipe = load_pipeline(TINY)
+    save_checkpoint(pipe.model, pipe.image_processor, tmp_path / "saved", with_code=with_code)
+    text = render_card(str(tmp_path / "saved"), name="checkpoints/tiny", metrics_file=None)
+    assert ("trust_remote_code=True" in text) == with_code
+
+
 def test_a_card_without_a_stress_test_says_so() -> None:
     text = render_card(str(TINY), name="tiny", metrics_file=None)
     assert "was not measured for this card (`boneage-benchmark stress`)" in text

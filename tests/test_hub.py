@@ -36,6 +36,7 @@ from boneage_hf import (
 from boneage_hf.hub import (
     WEIGHTS_LICENCE,
     checkpoint_revision,
+    fits_float16,
     resolve_checkpoint,
     save_checkpoint,
     storage_tensors,
@@ -264,6 +265,8 @@ def test_weights_beyond_float16_are_refused_with_the_cure() -> None:
     with pytest.raises(InputError, match=r"head\.output\.bias.*dtype=torch\.float32"):
         storage_tensors(model)
     assert float(storage_tensors(model, torch.float32)["head.output.bias"]) == 1e6
+    assert not fits_float16(model)
+    assert fits_float16(tiny_model())
 
 
 @pytest.mark.parametrize("name", ["head.output.bias", "feature_norm.running_mean"])

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from hub_server import HubServer
+from huggingface_hub import HfApi
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,7 +38,7 @@ from boneage_hf.backbones_boneage import TinyBackbone
 from boneage_hf.data import load_split, prepare_phantoms, read_manifest
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import StorageDifference, predict_prepared
-from boneage_hf.hub import load_pipeline, save_checkpoint
+from boneage_hf.hub import DEFAULT_CHECKPOINT, load_pipeline, save_checkpoint
 from boneage_hf.initial_weights import IMAGENET_IMAGE_MEAN, LITE_IMAGE_MEAN
 from boneage_hf.memory import keep_freed_memory
 from boneage_hf.modeling_boneage import BoneAgeModel
@@ -69,7 +73,15 @@ TINY = Recipe(
     ema=0.9,
 )
 STEPS = 5  # 90 training images in batches of 16
-RUN_FILES = {"run.json", "metrics.jsonl", "learning_curve.png", "state.safetensors", "tensorboard", "checkpoint"}
+RUN_FILES = {
+    "run.json",
+    "run.lock",
+    "metrics.jsonl",
+    "learning_curve.png",
+    "state.safetensors",
+    "tensorboard",
+    "checkpoint",
+}
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +294,16 @@ def test_weights_whose_predictions_float16_would_move_are_stored_as_float32(
     result = start(phantoms, tmp_path / "run", dataclasses.replace(TINY, epochs=1))
     stored = load_file(result.checkpoint / "model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_weights_that_do_not_fit_into_float16_are_stored_as_float32(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "fits_float16", lambda _: False)
+    result = start(phantoms, tmp_path / "run", dataclasses.replace(TINY, epochs=1))
+    stored = load_file(result.checkpoint / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}
+    assert BoneAgeModel.from_pretrained(result.checkpoint).config.provenance["float16_storage"] is None
 
 
 def test_test_and_calibration_images_are_never_loaded(
@@ -1121,6 +1143,93 @@ def test_a_training_can_start_from_a_checkpoint_with_all_its_weights(
     assert not any(value.requires_grad for value in model.backbone.parameters())
     assert initial["source"] == "checkpoint"
     assert initial["provenance"]["train_n"] == 90
+
+
+def test_a_training_can_start_from_a_checkpoint_on_the_hub_with_all_its_weights(
+    finished: Finished, images: PreparedImages, hub: HubServer
+) -> None:
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("clinic/bone-age")
+    api.upload_folder(repo_id="clinic/bone-age", folder_path=finished.result.checkpoint)
+    model, initial = build_model(TINY, initial_weights="clinic/bone-age", train=images)
+    stored = BoneAgeModel.from_pretrained(finished.result.checkpoint)
+    assert all(torch.equal(value, stored.state_dict()[name]) for name, value in model.state_dict().items())
+    commit = hub.repository("clinic/bone-age").branches["main"]
+    assert initial == {"source": "clinic/bone-age", "revision": commit, "provenance": stored.config.provenance}
+
+
+def test_a_training_can_start_from_the_packaged_checkpoint(images: PreparedImages) -> None:
+    packaged = BoneAgeModel.from_pretrained(DEFAULT_CHECKPOINT)
+    recipe = dataclasses.replace(TINY, backbone="efficientnet_lite0", image_size=packaged.config.image_size)
+    model, initial = build_model(recipe, initial_weights="default", train=images)
+    assert torch.equal(model.head.dense.weight, packaged.head.dense.weight)
+    assert (initial["source"], initial["provenance"]) == ("default", packaged.config.provenance)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"half of i", "model.safetensors is damaged or truncated"),
+        ("model.safetensors", None, "The checkpoint cannot be loaded: "),
+        ("config.json", b'{"model_type": "boneage", "image_size": "large"}', "The checkpoint cannot be loaded: "),
+    ],
+)
+def test_a_damaged_checkpoint_to_start_from_gets_one_sentence(
+    finished: Finished, images: PreparedImages, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    copy = Path(shutil.copytree(finished.result.checkpoint, tmp_path / "copy"))
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        build_model(TINY, initial_weights=str(copy), train=images)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("state.safetensors", "state.safetensors is damaged or truncated"), ("run.json", "run.json is damaged")],
+)
+def test_a_damaged_run_gets_one_sentence(
+    finished: Finished, phantoms: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+    (copy / name).write_bytes((copy / name).read_bytes()[:100])
+    with pytest.raises(InputError, match=message):
+        resume(phantoms, copy)
+
+
+def test_a_folder_in_which_another_training_is_at_work_is_refused_and_left_as_it_is(
+    finished: Finished, phantoms: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+    before = (copy / "state.safetensors").read_bytes()
+    with WeakFileLock(copy / "run.lock"), pytest.raises(InputError, match="Another training is at work"):
+        resume(phantoms, copy)
+    with WeakFileLock(tmp_path / "new.lock"):  # another lock is in nobody's way
+        resume(phantoms, copy)
+    assert (copy / "state.safetensors").read_bytes() == before
+
+
+def test_a_resumed_run_accumulates_as_it_was_started(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    short = dataclasses.replace(TINY, epochs=1)
+    result = start(phantoms, folder, short, accumulation=4)
+    assert BoneAgeModel.from_pretrained(result.checkpoint).config.provenance["accumulation"] == 4
+    seen: list[int] = []
+    own = TrainingRun.load_state
+
+    def look(self: TrainingRun) -> None:
+        seen.append(self.accumulation)
+        own(self)
+
+    monkeypatch.setattr(TrainingRun, "load_state", look)
+    resume(phantoms, folder)
+    resume(phantoms, folder, accumulation=4)
+    assert seen == [4, 4]
+    with pytest.raises(InputError, match="with accumulation 2 instead of 4; leave these out"):
+        resume(phantoms, folder, accumulation=2)
 
 
 def test_a_checkpoint_of_another_image_size_has_its_attention_interpolated(

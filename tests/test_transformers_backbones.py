@@ -1,6 +1,7 @@
 """Any `AutoBackbone` of transformers as the backbone: made, saved, loaded, trained, and refused in a sentence."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from hub_server import HubServer
+from huggingface_hub import HfApi
 from transformers import (
     ConvNextV2Backbone,
     ConvNextV2Config,
@@ -129,6 +132,22 @@ def test_published_weights_reach_the_backbone(pretrained: Path, images: Prepared
     assert all(torch.equal(own[f"model.{name}"], value) for name, value in published.items())
     assert initial["source"] == "convnextv2"
     assert len(initial["sha256"]) == 64
+
+
+def test_weights_from_the_hub_tell_their_commit_and_licence(
+    pretrained: Path, images: PreparedImages, hub: HubServer
+) -> None:
+    (pretrained / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A card\n")
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("clinic/convnext")
+    api.upload_folder(repo_id="clinic/convnext", folder_path=pretrained)
+    _, initial = build_model(RECIPE, initial_weights="clinic/convnext", train=images)
+    assert initial == {
+        "source": "clinic/convnext",
+        "revision": hub.repository("clinic/convnext").branches["main"],
+        "sha256": hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest(),
+        "licence": "cc-by-nc-4.0",
+    }
 
 
 def test_published_weights_that_lack_a_layer_are_refused(pretrained: Path) -> None:
