@@ -253,7 +253,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                 age = _typed_age(mode, years, months, birth, study)
                 reading = reader.answer(case.radiograph, sex, check_quality=check_quality)
                 remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age, hand=hand or None)
-                remarks += [] if check_quality else [UNCHECKED]
+                remarks += [] if check_quality else [UNCHECKED, *reading.corrections]
                 report = report_of(reading, age, hand or None, remarks)
             except RefusedError as error:
                 return page.problem_html(str(error), error.quality), *_no_answer(may_insist=_may_be_a_hand(error))

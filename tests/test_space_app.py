@@ -28,7 +28,7 @@ import pytest
 from drawn import PATIENT_NAME, dicom
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageOps
 
 import space_app
 from boneage_hf import load_pipeline, page, read, uploads
@@ -49,7 +49,7 @@ from boneage_hf.report import (
     make_report,
     provenance,
 )
-from boneage_hf.service import NO_SEX, UNCHECKED, model_name
+from boneage_hf.service import NO_SEX, UNCHECKED, Reader, model_name
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 SCREENSHOTS = Path(__file__).parents[1] / "test-output"
@@ -833,6 +833,14 @@ def test_an_interval_is_shown_in_years_and_months(pipe: BoneAgePipeline) -> None
     text = page.answer_html(report, picture, picture, answer["attention"])
     assert "8 years 4 months to 10 years 3 months (100.0 to 123.4 months)" in text
     assert DISCLAIMER in text
+
+
+def test_an_inversion_is_told_and_shown_without_the_quality_check_too(pipe: BoneAgePipeline) -> None:
+    hand = draw(110, "female", seed=3, size=300)
+    light = read(png_bytes(ImageOps.invert(hand)))
+    reading = Reader(pipe).answer(light, "female", check_quality=False)
+    assert reading.corrections == ("Bones were dark on a light ground: the grey levels were inverted.",)
+    assert np.array_equal(np.asarray(reading.seen), np.asarray(hand))
 
 
 def test_the_benchmark_tab_holds_the_corrected_table(space: Space) -> None:
