@@ -6,6 +6,7 @@ files. The page makes no request to any other host.
 """
 
 import base64
+import json
 import os
 import signal
 import sys
@@ -550,9 +551,11 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             )
         batch_upload.upload(take_files, batch_upload, [batch_upload, ready, batch_problem], **private)
         table_upload.upload(take_table, table_upload, [table_upload, ready, batch_problem], **private)
+        # In the browser at once: the server says nothing before it is this batch's turn.
+        ask_batch.click(None, None, progress, js=f"() => {json.dumps(page.BATCH_WAITS)}", api_visibility="private")
         ask_batch.click(
             answer_batch, batch_sex, [ready, batch_problem, progress, batch_table], concurrency_limit=2, **private
-        )
+        ).failure(None, None, progress, js='() => ""', api_visibility="private")
         demo.unload(forget)
         # Gradio sends 0 for a number that nobody has typed, unless it was told once that there is none; told by the
         # server, that would come too late on a busy machine and delete what has been typed meanwhile.

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -1223,6 +1224,31 @@ def test_a_batch_with_one_bad_file_answers_the_others(
     assert PATIENT_NAME not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("batch")
+
+
+@pytest.mark.slow
+def test_a_batch_says_that_it_waits_for_others(
+    visit: Callable[..., Visit], hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, go_on = BoneAgePipeline.__call__, threading.Event()
+
+    def late(self: BoneAgePipeline, *arguments: Any, **options: Any) -> Any:
+        go_on.wait(120)
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(BoneAgePipeline, "__call__", late)
+    for number in range(3):
+        seen = visit()
+        seen.page.get_by_role("tab", name="Batch").click()
+        seen.page.locator("#batch-upload input[type=file]").set_input_files(hand_png)
+        seen.page.get_by_text("1 file ready").wait_for()
+        seen.page.locator("#batch-sex").get_by_label("Female", exact=True).check()
+        seen.page.get_by_role("button", name="Read all").click()
+        told = "0 of 1 read" if number < 2 else "Waiting for other batches ..."
+        seen.page.locator("#progress").get_by_text(told).wait_for()
+    go_on.set()
+    seen.page.get_by_text("1 of 1 read, 1 answered").wait_for()
+    assert "Waiting" not in seen.page.locator("#progress").inner_text()
 
 
 @pytest.mark.slow
