@@ -72,6 +72,7 @@ from boneage_hf.uploads import (
     batch_items,
     content_of_data_uri,
     guard_fields,
+    keep_unread,
     receive_upload,
     upload_field,
     upload_folder,
@@ -320,7 +321,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             total = len(items)
             yield "", "", page.progress_html(0, total, 0), ""
             shown_at = time.monotonic()
-            for row in reader.rows(items, table=batch.table, sex=parse_sex(sex) if sex else None):
+            answers = reader.rows(items, table=batch.table, sex=parse_sex(sex) if sex else None)
+            for row in keep_unread(answers, batch.uploads):
                 rows.append(row)
                 if time.monotonic() - shown_at >= _TABLE_SECONDS and len(rows) < total:
                     failed = sum(one.problem is not None for one in rows)
@@ -377,8 +379,10 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             try:
                 if not files:
                     raise InputError(_NO_FILES)
+                for position, upload in enumerate(files):
+                    files[position] = upload.waiting()
                 known = None if table is None else read_table(table)
-                rows = list(reader.rows(batch_items(files), table=known, sex=sex))
+                rows = list(keep_unread(reader.rows(batch_items(files), table=known, sex=sex), files))
                 about = source()
                 return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows, source=about), **about}
             finally:

@@ -591,6 +591,85 @@ def test_a_file_that_waits_for_a_batch_is_kept_for_longer(tmp_path: Path) -> Non
     assert not kept.path.exists()
 
 
+def test_what_still_arrives_is_not_swept(tmp_path: Path) -> None:
+    part = tmp_path / "incoming-x" / "part"
+    part.parent.mkdir()
+    part.write_bytes(b"x")
+    for path in (part, part.parent):
+        os.utime(path, (0, 0))
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=60)
+    assert part.is_file()
+
+
+def test_a_folder_whose_file_is_about_to_come_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (0, 0))
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=60)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_file_that_arrived_long_before_the_last_of_its_form_has_its_whole_time(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = uploads._FormParser.parse
+
+    async def slow(self: Any) -> Any:
+        parsed = await parse(self)
+        for path in Path(self.upload_dir).iterdir():
+            os.utime(path, (0, 0))
+        return parsed
+
+    monkeypatch.setattr(uploads._FormParser, "parse", slow)
+    (path,) = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", b"x")}).json()
+    assert Path(path).stat().st_mtime > time.time() - 60
+    uploads.Upload("hand.png", Path(path)).delete()
+
+
+def test_the_files_of_a_batch_that_runs_for_long_stay_until_they_are_read(
+    space: Space, client: Client, hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = BoneAgePipeline.__call__
+
+    def late(self: BoneAgePipeline, *arguments: Any, **options: Any) -> Any:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        for path in folder.rglob("upload"):
+            os.utime(path, (time.time() - 300, time.time() - 300))
+        uploads.delete_older(folder, seconds=200, waiting_seconds=400)
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(BoneAgePipeline, "__call__", late)
+    files = [handle_file(hand_png)] * 2
+    result = client.predict(files, None, "female", api_name="/predict_batch")
+    assert [row["problem"] for row in result["rows"]] == [None, None]
+    assert space.files_left() == []
+
+
+def test_a_batch_keeps_the_files_that_it_has_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "WAITING_SECONDS", 0.0)
+    (tmp_path / "unread").write_bytes(b"x")
+    os.utime(tmp_path / "unread", (0, 0))
+    files = [uploads.Upload("a", tmp_path / "read"), uploads.Upload("b", tmp_path / "unread")]
+    assert list(uploads.keep_unread(iter("ab"), files)) == ["a", "b"]
+    assert (tmp_path / "unread").stat().st_mtime > time.time() - 60
+    assert not (tmp_path / "read").exists()
+
+
+def test_uploads_of_a_space_that_was_killed_go_when_the_next_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/before")
+    left = tmp_path / "boneage-uploads-left"
+    left.mkdir()
+    (left / "upload").write_bytes(b"x")
+    with uploads.upload_folder():
+        assert left.exists()  # so young that its own Space may just be starting
+    monkeypatch.setattr(uploads, "_YOUNG_SECONDS", -1.0)
+    with uploads.upload_folder() as running, uploads.upload_folder() as second:
+        assert sorted(tmp_path.iterdir()) == sorted([running, second])
+
+
 def test_an_upload_lies_under_no_name_of_its_own(space: Space, hand_png: Path) -> None:
     content = hand_png.read_bytes()
     post = f"{space.url}gradio_api/upload"
