@@ -44,6 +44,9 @@ with suppress(ImportError):  # Windows has no such locks, and no folders of othe
 #: Pixels of radiographs of open pages that are held in memory, 1 byte each; the oldest give way.
 MAX_HELD_PIXELS = 400_000_000
 
+#: Closed pages that are remembered, so that an event of theirs that still runs holds nothing anew.
+MAX_CLOSED = 10_000
+
 #: Most bytes of one upload (1 GiB): an archive for a batch; a single radiograph may have `MAX_FILE_BYTES`.
 MAX_UPLOAD_BYTES = 1024**3
 
@@ -92,12 +95,14 @@ class Case:
         prefill: what its DICOM header says; nothing for other files.
         report: the answer on the page, if there is one.
         overlay: the attention map over the radiograph, of that answer.
+        token: tells the case from every other; the browser sends back that of the case that it shows.
     """
 
     radiograph: Radiograph
     prefill: Prefill = field(default_factory=Prefill)
     report: Report | None = None
     overlay: Image.Image | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 class HeldCases:
@@ -108,6 +113,7 @@ class HeldCases:
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Case] = OrderedDict()
         self._sessions: set[str] = set()
+        self._closed: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -117,8 +123,11 @@ class HeldCases:
         return session in self._sessions
 
     def hold(self, session: str, case: Case) -> None:
-        """Replace the session's case; with too many pixels, the oldest of other sessions are forgotten."""
+        """Replace the session's case, unless its page is closed; with too many pixels, the oldest of other sessions
+        are forgotten."""
         with self._lock:
+            if session in self._closed:
+                return
             self._held.pop(session, None)
             self._held[session] = case
             self._sessions.add(session)
@@ -128,10 +137,29 @@ class HeldCases:
     def get(self, session: str) -> Case | None:
         return self._held.get(session)
 
+    def update(self, session: str, before: Case, after: Case) -> None:
+        """Replace the session's case where it still is `before`: it may have been forgotten since it was got."""
+        with self._lock:
+            if self._held.get(session) is before:
+                self._held[session] = after
+                self._held.move_to_end(session)
+
     def forget(self, session: str) -> None:
         with self._lock:
             self._held.pop(session, None)
             self._sessions.discard(session)
+
+    def close(self, session: str) -> None:
+        """Forget the session's case, and hold none for it from now on."""
+        with self._lock:
+            self._held.pop(session, None)
+            self._sessions.discard(session)
+            self._closed[session] = None
+            if len(self._closed) > MAX_CLOSED:
+                self._closed.popitem(last=False)
+
+    def is_closed(self, session: str) -> bool:
+        return session in self._closed
 
 
 def _pixels(case: Case) -> int:
@@ -251,6 +279,24 @@ def guard_fields(demo: gr.Blocks) -> None:
             raise gr.Error(_NOT_A_VALUE, print_exception=False) from None
 
     demo.preprocess_data = preprocess_own  # type: ignore[method-assign]
+
+
+def forget_closed_pages(demo: gr.Blocks, is_closed: Callable[[str], bool]) -> None:
+    """Keep nothing of what a closed page showed: Gradio would for as long as it runs.
+
+    After every event, since one that ends after its page was closed makes Gradio keep it anew.
+    """
+    process = demo.process_api
+
+    async def process_own(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await process(*arguments, **options)
+        finally:
+            session = options.get("session_hash")
+            if session is not None and is_closed(session):
+                demo.state_holder.session_data.pop(session, None)
+
+    demo.process_api = process_own  # type: ignore[method-assign]
 
 
 class BodyLimit:
