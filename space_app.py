@@ -6,6 +6,7 @@ files. The page makes no request to any other host.
 """
 
 import base64
+import json
 import os
 import signal
 import sys
@@ -70,7 +71,9 @@ from boneage_hf.uploads import (
     WaitingBatch,
     batch_items,
     content_of_data_uri,
+    forget_closed_pages,
     guard_fields,
+    keep_unread,
     receive_upload,
     upload_field,
     upload_folder,
@@ -91,6 +94,9 @@ _ONE_BY_ONE = "radiograph"
 _TABLE_SECONDS = 1.0
 
 _NO_RADIOGRAPH = "No radiograph is loaded: drop a file, or take a drawn phantom."
+_CASE_GONE = "The radiograph of this page is no longer there: give the file again."
+_CASE_CHANGED = "The radiograph changed meanwhile: check sex and age, and ask again."
+_PAGE_CLOSED = "The connection was lost, and with it what this page had been given: load the page again."
 _NO_FILES = "No files are loaded: drop radiographs or a ZIP archive."
 _NO_ANSWER = "There is no answer to report yet: estimate the bone age first."
 
@@ -163,8 +169,24 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
     def shown(case: Case, *, phantom: bool) -> str:
         return page.preview_html(case.radiograph, display(case.radiograph.image), phantom=phantom)
 
+    def case_shown(session: str, token: str) -> Case:
+        """The session's case, if it is the one that the browser showed when it asked.
+
+        Raises:
+            InputError: it is another one, or there is none.
+        """
+        case = held.get(session)
+        if held.is_closed(session):
+            raise InputError(_PAGE_CLOSED)
+        if case is None:
+            raise InputError(_CASE_GONE if token else _NO_RADIOGRAPH)
+        if case.token != token:
+            raise InputError(_CASE_CHANGED)
+        return case
+
     def show(
         content: bytes | None,
+        token: str,
         sex: Sex | None,
         mode: str,
         years: float | None,
@@ -174,14 +196,17 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         hand: Hand | Literal[""],
         request: gr.Request,
     ) -> tuple[Any, ...]:
-        """Upload, the child's data -> drop area (emptied), preview, what was filled in, sex, the child, problem,
-        remarks, answer."""
+        """Upload, case that is shown, the child's data -> drop area (emptied), case, preview, what was filled in, sex,
+        the child, problem, remarks, answer."""
         session = str(request.session_hash)
         # What was entered for one child must not slip over to the next; what was entered before its radiograph stays.
-        is_next = session in held
+        # The browser says what it shows; the server knows of a case that the browser has not been told of yet.
+        is_next = bool(token) or session in held
         held.forget(session)
-        problem, preview, prefill = "", "", Prefill()
+        problem, preview, prefill, token = "", "", Prefill(), ""
         try:
+            if held.is_closed(session):
+                raise InputError(_PAGE_CLOSED)
             if content is None:
                 raise InputError(_NO_RADIOGRAPH)
             radiograph = read(content)
@@ -189,12 +214,15 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             case = Case(radiograph, prefill)
             held.hold(session, case)
             preview = shown(case, phantom=radiograph.file_format == "PNG" and is_phantom(content))
+            token = case.token
         except InputError as error:
             problem = page.problem_html(str(error))
+        chosen: Any
         if is_next:
             chosen, child, told = prefill.sex, _child(prefill), ""
         else:
-            chosen = prefill.sex if sex is None else sex
+            # Left as it is, not set to what was sent: it may have been chosen while the file was read.
+            chosen = gr.skip() if prefill.sex is None or sex is not None else prefill.sex
             entered = (birth, study) if mode == _BY_DATES else (years, months)
             has_age = any(value not in (None, "") for value in entered)
             child = _child(
@@ -203,7 +231,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                 keep_hand=bool(hand) or prefill.laterality is None,
             )
             told = disputed(prefill, sex, _age_so_far(mode, years, months, birth, study), hand)
-        return None, preview, page.prefill_html(prefill), chosen, *child, problem, told, *_no_answer()
+        told_of_it = (preview, page.prefill_html(prefill), chosen, *child, problem, told)
+        return None, token, *told_of_it, *_no_answer(another=True)
 
     def show_example(position: int) -> Callable[..., Any]:
         def show_drawing(request: gr.Request) -> tuple[Any, ...]:
@@ -211,11 +240,13 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             case = Case(read(drawings[position]))
             held.hold(str(request.session_hash), case)
             chosen = EXAMPLES[position].sex
-            return shown(case, phantom=True), "", chosen, *_child(Prefill()), "", "", *_no_answer()
+            told_of_it = (shown(case, phantom=True), "", chosen, *_child(Prefill()), "", "")
+            return case.token, *told_of_it, *_no_answer(another=True)
 
         return show_drawing
 
     def changed(
+        token: str,
         sex: Sex | None,
         mode: str,
         years: float | None,
@@ -225,16 +256,24 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         hand: Hand | Literal[""],
         request: gr.Request,
     ) -> tuple[Any, ...]:
-        """The child's data -> problem, contradictions to the header, answer (emptied)."""
-        case = held.get(str(request.session_hash))
+        """Case that is shown, the child's data -> problem, contradictions to the header, answer (emptied)."""
+        session = str(request.session_hash)
+        case = held.get(session)
+        if token:
+            try:
+                case = case_shown(session, token)
+            except InputError as error:
+                return page.problem_html(str(error)), "", *_no_answer()
+        # Without a token it was entered before the first radiograph was shown, and stays for it.
         if case is not None:
-            held.hold(str(request.session_hash), replace(case, report=None, overlay=None))
+            held.update(session, case, replace(case, report=None, overlay=None))
         prefill = Prefill() if case is None else case.prefill
         age = _age_so_far(mode, years, months, birth, study)
         return "", disputed(prefill, sex, age, hand), *_no_answer()
 
     def answerer(*, check_quality: bool) -> Callable[..., Any]:
         def answer_page(
+            token: str,
             sex: Sex | None,
             mode: str,
             years: float | None,
@@ -244,22 +283,20 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             hand: Hand | Literal[""],
             request: gr.Request,
         ) -> tuple[Any, ...]:
-            """The child's data -> problem, answer."""
+            """Case that is shown, the child's data -> problem, answer."""
             session = str(request.session_hash)
-            case = held.get(session)
             try:
-                if case is None:
-                    raise InputError(_NO_RADIOGRAPH)
+                case = case_shown(session, token)
                 age = _typed_age(mode, years, months, birth, study)
                 reading = reader.answer(case.radiograph, sex, check_quality=check_quality)
                 remarks = contradictions(case.prefill, sex=sex, chronological_age_months=age, hand=hand or None)
-                remarks += [] if check_quality else [UNCHECKED]
+                remarks += [] if check_quality else [UNCHECKED, *reading.corrections]
                 report = report_of(reading, age, hand or None, remarks)
             except RefusedError as error:
                 return page.problem_html(str(error), error.quality), *_no_answer(may_insist=_may_be_a_hand(error))
             except InputError as error:
                 return page.problem_html(str(error)), *_no_answer()
-            held.hold(session, replace(case, report=report, overlay=reading.overlay()))
+            held.update(session, case, replace(case, report=report, overlay=reading.overlay()))
             answer = page.answer_html(report, reading.seen, reading.colours, reading.answer["attention"])
             return "", answer, gr.update(visible=True), gr.update(visible=True), gr.update(visible=False)
 
@@ -282,6 +319,14 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
     # --- many radiographs in the page -------------------------------------------------------------------------------
 
+    def keep_waiting(session: str, batch: WaitingBatch) -> str:
+        """-> problem: of a page that is closed nothing is kept, even if it was closed just now."""
+        waiting[session] = batch
+        if not held.is_closed(session):
+            return ""
+        waiting.pop(session, WaitingBatch()).delete()
+        return page.problem_html(_PAGE_CLOSED)
+
     def take_files(uploads: list[Upload], request: gr.Request) -> tuple[None, str, str]:
         """Upload -> drop area (emptied), what is waiting, problem."""
         session = str(request.session_hash)
@@ -291,8 +336,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             problem = ""
         except InputError as error:
             problem = page.problem_html(str(error))
-        waiting[session] = batch
-        return None, _waiting_html(batch), problem
+        closed = keep_waiting(session, batch)
+        return None, "" if closed else _waiting_html(batch), closed or problem
 
     def take_table(content: bytes | None, request: gr.Request) -> tuple[None, str, str]:
         """Upload -> drop area (emptied), what is waiting, problem."""
@@ -303,23 +348,25 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             problem = ""
         except InputError as error:
             problem = page.problem_html(str(error))
-        waiting[session] = batch
-        return None, _waiting_html(batch), problem
+        closed = keep_waiting(session, batch)
+        return None, "" if closed else _waiting_html(batch), closed or problem
 
     def answer_batch(sex: str, request: gr.Request) -> Iterator[tuple[str, str, str, str]]:
         """Sex for all -> what is waiting (emptied), problem, progress, table; again and again until it is finished."""
-        batch = waiting.pop(str(request.session_hash), WaitingBatch())
+        session = str(request.session_hash)
+        batch = waiting.pop(session, WaitingBatch())
         try:
             if not batch.uploads:
-                waiting[str(request.session_hash)] = batch
-                yield _waiting_html(batch), page.problem_html(_NO_FILES), "", ""
+                closed = keep_waiting(session, batch)
+                yield "" if closed else _waiting_html(batch), closed or page.problem_html(_NO_FILES), "", ""
                 return
             items = batch_items(batch.uploads)
             rows = []
             total = len(items)
             yield "", "", page.progress_html(0, total, 0), ""
             shown_at = time.monotonic()
-            for row in reader.rows(items, table=batch.table, sex=parse_sex(sex) if sex else None):
+            answers = reader.rows(items, table=batch.table, sex=parse_sex(sex) if sex else None)
+            for row in keep_unread(answers, batch.uploads):
                 rows.append(row)
                 if time.monotonic() - shown_at >= _TABLE_SECONDS and len(rows) < total:
                     failed = sum(one.problem is not None for one in rows)
@@ -376,8 +423,10 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             try:
                 if not files:
                     raise InputError(_NO_FILES)
+                for position, upload in enumerate(files):
+                    files[position] = upload.waiting()
                 known = None if table is None else read_table(table)
-                rows = list(reader.rows(batch_items(files), table=known, sex=sex))
+                rows = list(keep_unread(reader.rows(batch_items(files), table=known, sex=sex), files))
                 about = source()
                 return {"rows": [vars(row) for row in rows], "csv": rows_to_csv(rows, source=about), **about}
             finally:
@@ -398,10 +447,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
 
     def forget(request: gr.Request) -> None:
         session = str(request.session_hash)
-        held.forget(session)
+        held.close(session)
         waiting.pop(session, WaitingBatch()).delete()
-        # Gradio would keep what the page showed for as long as it runs.
-        demo.state_holder.session_data.pop(session, None)
 
     # --- layout -----------------------------------------------------------------------------------------------------
 
@@ -417,6 +464,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
                         interactive=True,
                     )
                     preview = gr.HTML("", elem_id="preview", js_on_load=None)
+                    # In the browser, not on the server: it goes with every question, as old as the fields beside it.
+                    token = gr.Textbox("", visible=False)
                     prefilled = gr.HTML("", elem_id="prefill", js_on_load=_STATUS)
                     sex = gr.Radio(choices=_SEXES, value=None, label="Sex of the child", elem_id="sex")
                     mode = gr.Radio(
@@ -512,8 +561,8 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         one_by_one: dict[str, Any] = {"concurrency_id": _ONE_BY_ONE, "concurrency_limit": 1}
         answered = [result, save_row, label, insist]
         child: list[Any] = [mode, years, months, birth, study, hand]
-        shown_parts = [preview, prefilled, sex, *child, parts, dates, problem, remarks, *answered]
-        upload.upload(show, [upload, sex, *child], [upload, *shown_parts], **private, **one_by_one)
+        shown_parts = [token, preview, prefilled, sex, *child, parts, dates, problem, remarks, *answered]
+        upload.upload(show, [upload, token, sex, *child], [upload, *shown_parts], **private, **one_by_one)
         for position, button in enumerate(buttons):
             button.click(show_example(position), None, shown_parts, **private, **one_by_one)
         mode.input(
@@ -526,7 +575,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         for field in (sex, *child):
             field.input(
                 changed,
-                [sex, *child],
+                [token, sex, *child],
                 [problem, remarks, *answered],
                 trigger_mode="multiple",  # all are sent, in order: none may come after an answer
                 **private,
@@ -535,7 +584,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         for button, check_quality in ((ask, True), (insist, False)):
             button.click(
                 answerer(check_quality=check_quality),
-                [sex, *child],
+                [token, sex, *child],
                 [problem, *answered],
                 **private | {"show_progress": "minimal"},
                 show_progress_on=result,
@@ -550,9 +599,11 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
             )
         batch_upload.upload(take_files, batch_upload, [batch_upload, ready, batch_problem], **private)
         table_upload.upload(take_table, table_upload, [table_upload, ready, batch_problem], **private)
+        # In the browser at once: the server says nothing before it is this batch's turn.
+        ask_batch.click(None, None, progress, js=f"() => {json.dumps(page.BATCH_WAITS)}", api_visibility="private")
         ask_batch.click(
             answer_batch, batch_sex, [ready, batch_problem, progress, batch_table], concurrency_limit=2, **private
-        )
+        ).failure(None, None, progress, js='() => ""', api_visibility="private")
         demo.unload(forget)
         # Gradio sends 0 for a number that nobody has typed, unless it was told once that there is none; told by the
         # server, that would come too late on a busy machine and delete what has been typed meanwhile.
@@ -575,6 +626,7 @@ def build_demo(pipe: "BoneAgePipeline", *, revision: str) -> gr.Blocks:
         )
         gr.api(read_bone_age, api_name="read_bone_age", **one_by_one)
     guard_fields(demo)
+    forget_closed_pages(demo, held.is_closed)
     demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     return demo
 
@@ -585,9 +637,14 @@ _STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-li
 _ALERT = "element.setAttribute('role', 'alert')"
 
 
-def _no_answer(*, may_insist: bool = False) -> tuple[Any, ...]:
-    """-> answer (emptied), buttons of the report and its label (hidden), button to read it all the same"""
-    return page.EMPTY_ANSWER, gr.update(visible=False), gr.update(visible=False), gr.update(visible=may_insist)
+def _no_answer(*, may_insist: bool = False, another: bool = False) -> tuple[Any, ...]:
+    """-> answer (emptied), buttons of the report and its label (hidden), button to read it all the same
+
+    Args:
+        another: a radiograph of another child: the label of the last report goes too.
+    """
+    label = gr.update(visible=False, value="") if another else gr.update(visible=False)
+    return page.EMPTY_ANSWER, gr.update(visible=False), label, gr.update(visible=may_insist)
 
 
 def _may_be_a_hand(error: RefusedError) -> bool:

@@ -87,6 +87,7 @@ class BatchRow:
     """Answer or reason for one file; None where something is not known. The fields are the columns of the CSV file.
 
     Attributes:
+        file: its name; its path where several files of the batch have that name.
         bone_age_months: and the ends of its 90 % interval, where the checkpoint has one.
         sex_source: ``"table"``, ``"dicom"`` (the header) or ``"common"`` (given for all files).
         chronological_age_months: of the table or, without it, of the DICOM header.
@@ -259,8 +260,11 @@ def _raise(reason: str) -> bytes:
 
 
 def _base_name(name: str) -> str:
-    base = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in base[:255])
+    return _printable(re.split(r"[/\\]", name.rstrip("/\\"))[-1][:255])
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -339,34 +343,53 @@ def predict_batch(
 
     Sex is that of the table, else of the DICOM header, else ``sex`` for all; where none says it and the model needs
     it, the row says so. Where two of them differ, the first is used and the row carries a warning. A row of the table
-    belongs to the file with its path or, if only one file has it, its name.
+    belongs to the file with its path or, if only one file has it, its name. Where several files share a name, their
+    rows say the path, and where they share that too, a number.
     """
     table = table or {}
     count = Counter(item.file for item in items)
+    places = Counter(item.place for item in items)
     used: set[str] = set()
-    for item in items:
+    for item, shown in zip(items, _names_apart(items), strict=True):
         given, told = item.place if item.place in table else item.file, TableRow()
         if given in table:
             used.add(given)
             told = table[given]
-            if given != item.place and count[item.file] > 1:
-                told = TableRow(problem="Several files have this name: give their paths in the table.")
-        yield _answered(pipe, item, told, sex, flip_average=flip_average, check_quality=check_quality)
+            if places[item.place] > 1:
+                told = TableRow(
+                    problem="Several files have this path: rename them, or the table cannot tell them apart."
+                )
+            elif given != item.place and count[item.file] > 1:
+                told = TableRow(problem=f"Several files have this name: give their paths in the table, here: {shown}")
+        yield _answered(pipe, item, shown, told, sex, flip_average=flip_average, check_quality=check_quality)
     for name in table:
         if name not in used:
             yield BatchRow(_base_name(name), problem="The table names a file that was not given: check its spelling.")
 
 
+def _names_apart(items: Sequence[BatchItem]) -> list[str]:
+    """What the row of each item calls its file."""
+    count = Counter(item.file for item in items)
+    names = [item.file if count[item.file] == 1 else _printable(item.place) for item in items]
+    count, seen = Counter(names), Counter[str]()
+    for position, name in enumerate(names):
+        if count[name] > 1:
+            seen[name] += 1
+            names[position] = f"{name} ({seen[name]})"
+    return names
+
+
 def _answered(
     pipe: BoneAgePipeline,
     item: BatchItem,
+    shown: str,
     told: TableRow,
     common: Sex | None,
     *,
     flip_average: bool | None,
     check_quality: bool,
 ) -> BatchRow:
-    row = BatchRow(item.file)
+    row = BatchRow(shown)
     if told.problem is not None:
         return replace(row, problem=told.problem)
     try:

@@ -154,11 +154,14 @@ def chronological_age_months(birth: date, study: date) -> float:
         study: date of the radiograph.
 
     Raises:
-        InputError: the study lies before the birth, or more than 20 years after it. The message names no date.
+        InputError: the study lies before the birth, more than 20 years after it, or in the year 9999, which is typed
+            for a date that is not known and whose last month has no next one. The message names no date.
     """
     birth, study = _day(birth), _day(study)
     if study < birth:
         raise InputError("The study date lies before the birth date; check the two dates.")
+    if study.year == date.max.year:
+        raise InputError("The study date lies in the last year of the calendar; check the two dates.")
     completed = 12 * (study.year - birth.year) + study.month - birth.month
     if _months_after(birth, completed) > study:
         completed -= 1

@@ -193,6 +193,10 @@ def waiting_html(files: int, table_rows: int | None) -> str:
     return f"<p>{escape('; '.join(told))}.</p>"
 
 
+#: Stands in the place of the progress until it is a batch's turn.
+BATCH_WAITS = "<p>Waiting for other batches ...</p>"
+
+
 def progress_html(done: int, total: int, failed: int) -> str:
     ended = "" if done < total else " Finished."
     return (

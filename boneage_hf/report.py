@@ -301,13 +301,14 @@ def source_in_words(source: Mapping[str, str]) -> str:
 
 
 def image_sentences(report: Report) -> list[str]:
-    """What was checked and corrected of the image, and the remarks; one sentence each."""
-    marks = {"pass": "passed", "warn": "warning", "refuse": "refused"}
+    """What was checked and corrected of the image, and the remarks; one sentence each, those to act on first."""
+    marks = {"refuse": "refused", "warn": "warning", "pass": "passed"}
     lines = [f"Corrected before reading: {text}" for text in report.corrections]
     if report.checks is None:
         lines.append(NOT_CHECKED)
     else:
-        lines += [f"{check.name}, {marks[check.verdict]}: {check.sentence}" for check in report.checks]
+        checks = sorted(report.checks, key=lambda check: [*marks].index(check.verdict))
+        lines += [f"{check.name}, {marks[check.verdict]}: {check.sentence}" for check in checks]
     return [*report.remarks, *lines]
 
 
@@ -494,6 +495,8 @@ def _page_rows(report: Report) -> list[tuple[str, str]]:
 _A4 = (8.27, 11.69)
 _LEFT, _RIGHT = 0.08, 0.92
 _PICTURE_WIDTH = 0.285
+#: Lines of 8.5 points between the heading of the image's sentences and the lower edge.
+_LINES_BELOW = 15
 _INK, _PALE, _NOTICE = "#1a1a1a", "#555555", "#9a3412"
 
 
@@ -565,13 +568,22 @@ def _sheet(report: Report, overlay: Image.Image | None) -> "Figure":
         write(_RIGHT - _PICTURE_WIDTH, top - height - 0.006, caption, 6.5, colour=_PALE, linespacing=1.3)
 
     write(_LEFT, 0.262, "Image", 10, weight="bold")
-    lines = [
-        line
-        for sentence in image_sentences(report)
-        for line in textwrap.wrap(sentence, 112, initial_indent="- ", subsequent_indent="  ")
-    ]
-    write(_LEFT, 0.243, "\n".join(lines), min(8.5, 8.5 * 20 / max(len(lines), 1)), linespacing=1.4)
+    lines, size = _lines_that_fit(image_sentences(report), 8.5)
+    write(_LEFT, 0.243, "\n".join(lines), size, linespacing=1.4)
     return figure
+
+
+def _lines_that_fit(sentences: Sequence[str], size: float) -> tuple[list[str], float]:
+    """The sentences in lines, and the font size in points, at most `size`, at which they end on the sheet."""
+    while True:
+        lines = [
+            line
+            for sentence in sentences
+            for line in textwrap.wrap(sentence, int(112 * 8.5 / size), initial_indent="- ", subsequent_indent="  ")
+        ]
+        if len(lines) * size <= _LINES_BELOW * 8.5:
+            return lines, size
+        size *= 0.95
 
 
 def _rounded(months: float) -> float:

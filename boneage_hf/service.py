@@ -40,6 +40,7 @@ class Reading:
         answer: of the pipeline.
         seen: mode "L", the radiograph as the network saw it (turned, mirrored, inverted where the gate put it right),
             at most DISPLAY_SIDE px.
+        corrections: what was put right, in words; without the gate too.
         colours: mode "RGB", the attention map over the same part, same size.
         seconds: by stage: `gate` (everything of the pipeline around the network: preparing the pixels and, where the
             pipeline has them, the checks), `network`, `drawing`.
@@ -47,6 +48,7 @@ class Reading:
 
     answer: dict[str, Any]
     seen: Image.Image
+    corrections: tuple[str, ...]
     colours: Image.Image
     seconds: dict[str, float]
 
@@ -86,10 +88,11 @@ class Reader:
             with clock:
                 answer = self.pipe(radiograph, sex=sex, check_quality=check_quality)
             ended = time.perf_counter()
-        quality: Quality | None = answer["quality"]
-        shown = display(radiograph.image)
-        seen = shown if quality is None else put_right(shown, quality)
         processor: Any = self.pipe.image_processor
+        quality: Quality | None = answer["quality"]
+        if quality is None:  # the image processor inverts dark bones all the same
+            quality = Quality((), inverted=processor.prepare_and_tell(radiograph.image)[1])
+        seen = put_right(display(radiograph.image), quality)
         part = part_of_map(seen.size, size=processor.size, resize_mode=processor.resize_mode)
         colours = colour_attention(answer["attention"], seen.height, seen.width, part=part)
         seconds = {
@@ -97,7 +100,7 @@ class Reader:
             "network": clock.seconds,
             "drawing": time.perf_counter() - ended,
         }
-        return Reading(answer, seen, colours, seconds)
+        return Reading(answer, seen, quality.corrections, colours, seconds)
 
     def rows(
         self, items: Sequence[BatchItem], *, table: Mapping[str, TableRow] | None, sex: Sex | None

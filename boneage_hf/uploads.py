@@ -1,8 +1,8 @@
 """What the Space holds of its visitors, and for how long: uploads on the disk, radiographs of open pages in memory.
 
 An upload lies under a random name in a private folder, never under its own, which may name a patient; its content is
-read once and the file deleted. What no request fetches is deleted after two minutes, files that wait for a batch
-after an hour, all of it when the Space ends.
+read once and the file deleted. What no request fetches is deleted after half an hour, files that wait for a batch
+after an hour, all of it when the Space ends, or, where it was killed, when the next one starts.
 """
 
 import base64
@@ -11,15 +11,16 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.processing_utils import client_utils
@@ -37,8 +38,14 @@ from .errors import InputError
 from .radiograph import MAX_FILE_BYTES, Prefill, Radiograph, content_of
 from .report import Report
 
+with suppress(ImportError):  # Windows has no such locks, and no folders of other users in that place
+    import fcntl
+
 #: Pixels of radiographs of open pages that are held in memory, 1 byte each; the oldest give way.
 MAX_HELD_PIXELS = 400_000_000
+
+#: Closed pages that are remembered, so that an event of theirs that still runs holds nothing anew.
+MAX_CLOSED = 10_000
 
 #: Most bytes of one upload (1 GiB): an archive for a batch; a single radiograph may have `MAX_FILE_BYTES`.
 MAX_UPLOAD_BYTES = 1024**3
@@ -52,16 +59,20 @@ MAX_STORED_BYTES = 8 * 1024**3
 #: Most parts of an upload's form that are no files, and most bytes of each: pages and clients of Gradio's send none.
 MAX_FIELDS, MAX_FIELD_BYTES = 16, 4096
 
-#: An upload that no request has fetched by then (a broken connection) is deleted.
-ORPHAN_SECONDS = 120.0
+#: An upload that no request has fetched by then (a broken connection) is deleted. A request fetches its files only
+#: when all of them have arrived and its turn has come; MAX_STORED_BYTES bounds what lies there meanwhile.
+ORPHAN_SECONDS = 1800.0
 
-#: Files that a page has taken for a batch and not read by then are deleted.
+#: Files that a batch has taken and not read by then are deleted; while it runs, they are kept.
 WAITING_SECONDS = 3600.0
+
+#: A folder for uploads that is younger may not be locked by its Space yet.
+_YOUNG_SECONDS = 60.0
 
 #: Where Gradio's pages and clients send uploads.
 UPLOAD_ROUTE = "/gradio_api/upload"
 
-_WAITING = "waiting"
+_FOLDER, _INCOMING, _WAITING = "boneage-uploads-", "incoming-", "waiting"
 _UPLOAD_GONE = "The upload is no longer there: give the file again."
 _NO_DATA_URI = "image must be a data URI with base64, such as data:image/png;base64,...; URLs and paths are not read."
 _NOT_AN_UPLOAD = "Only an uploaded file is read: give the file itself, not a URL or a path."
@@ -84,12 +95,14 @@ class Case:
         prefill: what its DICOM header says; nothing for other files.
         report: the answer on the page, if there is one.
         overlay: the attention map over the radiograph, of that answer.
+        token: tells the case from every other; the browser sends back that of the case that it shows.
     """
 
     radiograph: Radiograph
     prefill: Prefill = field(default_factory=Prefill)
     report: Report | None = None
     overlay: Image.Image | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 class HeldCases:
@@ -100,6 +113,7 @@ class HeldCases:
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Case] = OrderedDict()
         self._sessions: set[str] = set()
+        self._closed: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -109,8 +123,11 @@ class HeldCases:
         return session in self._sessions
 
     def hold(self, session: str, case: Case) -> None:
-        """Replace the session's case; with too many pixels, the oldest of other sessions are forgotten."""
+        """Replace the session's case, unless its page is closed; with too many pixels, the oldest of other sessions
+        are forgotten."""
         with self._lock:
+            if session in self._closed:
+                return
             self._held.pop(session, None)
             self._held[session] = case
             self._sessions.add(session)
@@ -120,10 +137,29 @@ class HeldCases:
     def get(self, session: str) -> Case | None:
         return self._held.get(session)
 
+    def update(self, session: str, before: Case, after: Case) -> None:
+        """Replace the session's case where it still is `before`: it may have been forgotten since it was got."""
+        with self._lock:
+            if self._held.get(session) is before:
+                self._held[session] = after
+                self._held.move_to_end(session)
+
     def forget(self, session: str) -> None:
         with self._lock:
             self._held.pop(session, None)
             self._sessions.discard(session)
+
+    def close(self, session: str) -> None:
+        """Forget the session's case, and hold none for it from now on."""
+        with self._lock:
+            self._held.pop(session, None)
+            self._sessions.discard(session)
+            self._closed[session] = None
+            if len(self._closed) > MAX_CLOSED:
+                self._closed.popitem(last=False)
+
+    def is_closed(self, session: str) -> bool:
+        return session in self._closed
 
 
 def _pixels(case: Case) -> int:
@@ -245,6 +281,24 @@ def guard_fields(demo: gr.Blocks) -> None:
     demo.preprocess_data = preprocess_own  # type: ignore[method-assign]
 
 
+def forget_closed_pages(demo: gr.Blocks, is_closed: Callable[[str], bool]) -> None:
+    """Keep nothing of what a closed page showed: Gradio would for as long as it runs.
+
+    After every event, since one that ends after its page was closed makes Gradio keep it anew.
+    """
+    process = demo.process_api
+
+    async def process_own(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await process(*arguments, **options)
+        finally:
+            session = options.get("session_hash")
+            if session is not None and is_closed(session):
+                demo.state_holder.session_data.pop(session, None)
+
+    demo.process_api = process_own  # type: ignore[method-assign]
+
+
 class BodyLimit:
     """ASGI middleware: what is longer than `limit` bytes is refused unparsed; uploads have limits of their own.
 
@@ -341,7 +395,7 @@ async def receive_upload(request: Request) -> Response:
         file_upload_statuses.track(upload_id)
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
-    incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=folder))
+    incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder))
     taken, stored_bytes = 0, 0
     stored = []
 
@@ -369,6 +423,7 @@ async def receive_upload(request: Request) -> Response:
                 path = incoming.parent / secrets.token_hex(16) / "upload"
                 path.parent.mkdir()
                 file.file.close()
+                os.utime(str(file.file.name))  # it may have arrived long before the last one of its form
                 os.replace(str(file.file.name), path)
                 stored_bytes += path.stat().st_size
                 stored.append(str(path))
@@ -403,10 +458,11 @@ def _below(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A private folder for uploads, named by GRADIO_TEMP_DIR meanwhile; what nobody fetches goes after two minutes."""
+    """A private folder for uploads, named by GRADIO_TEMP_DIR meanwhile; what nobody fetches goes after a while."""
+    _delete_folders_left_behind()
     stop = threading.Event()
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="boneage-uploads-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as name, _locked(Path(name)):
         folder = Path(name)
         os.environ["GRADIO_TEMP_DIR"] = name
 
@@ -425,16 +481,59 @@ def upload_folder() -> Iterator[Path]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the folder could be locked; the lock goes with the process, however that ends."""
+    if sys.platform == "win32":
+        yield False
+        return
+    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        is_locked = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # by another process, or the file system has no locks
+            is_locked = False
+        yield is_locked
+    finally:
+        os.close(lock)
+
+
+def _delete_folders_left_behind() -> None:
+    """Delete this user's folders for uploads whose Space was killed before it could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        try:
+            about = folder.lstat()
+            if sys.platform != "win32" and about.st_uid != os.getuid():
+                continue
+            if time.time() - about.st_ctime < _YOUNG_SECONDS:
+                continue
+            with _locked(folder) as is_free:
+                if is_free:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # no folder, gone meanwhile, or not ours to open
+
+
 def delete_older(folder: Path, *, seconds: float, waiting_seconds: float) -> None:
-    """Delete the files below `folder` that were last written longer ago than that, and folders left empty."""
+    """Delete the files below `folder` that were last written longer ago than that, and folders that are empty.
+
+    Not what still arrives, which its own request deletes, nor a folder so young that its file may be about to come.
+    """
     now = time.time()
     for path in _below(folder):
-        allowed = waiting_seconds if _WAITING in path.relative_to(folder).parts else seconds
+        parts = path.relative_to(folder).parts
+        if parts[0].startswith(_INCOMING):
+            continue
+        allowed = waiting_seconds if _WAITING in parts else seconds
         try:
+            if path.stat().st_mtime >= now - allowed:
+                continue
             if path.is_dir():
                 _remove_if_empty(path)
-            elif path.stat().st_mtime < now - allowed:
+            else:
                 path.unlink()
+                _remove_if_empty(path.parent)
         except FileNotFoundError:
             pass  # read and deleted meanwhile
 
@@ -474,6 +573,21 @@ class WaitingBatch:
     def delete(self) -> None:
         for upload in self.uploads:
             upload.delete()
+
+
+_Row = TypeVar("_Row")
+
+
+def keep_unread(rows: Iterable[_Row], uploads: Sequence[Upload]) -> Iterator[_Row]:
+    """The rows of a batch; however long they take, the uploads that are not read yet stay."""
+    touched = time.monotonic()
+    for row in rows:
+        yield row
+        if time.monotonic() - touched >= WAITING_SECONDS / 60:
+            for upload in uploads:
+                with suppress(FileNotFoundError):  # read and deleted
+                    os.utime(upload.path)
+            touched = time.monotonic()
 
 
 def batch_items(uploads: Sequence[Upload]) -> list[BatchItem]:

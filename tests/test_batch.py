@@ -277,8 +277,8 @@ def test_bad_rows_of_a_table_are_told_and_no_others(pipe: BoneAgePipeline) -> No
     a, b, c, other_c, d, gone = _rows(pipe, files, table)
     assert "exactly female or male" in str(a.problem)
     assert "two different rows" in str(b.problem)
-    assert "Several files" in str(c.problem)
-    assert "Several files" in str(other_c.problem)
+    assert c.problem == "Several files have this name: give their paths in the table, here: x/c"
+    assert "here: y/c" in str(other_c.problem)
     assert d.problem is None
     assert gone.file == "gone"
     assert "not given" in str(gone.problem)
@@ -287,7 +287,20 @@ def test_bad_rows_of_a_table_are_told_and_no_others(pipe: BoneAgePipeline) -> No
 def test_a_table_tells_files_of_one_name_apart_by_their_paths(pipe: BoneAgePipeline) -> None:
     files = {"x/c": png(HAND), "y/c": png(HAND)}
     rows = _rows(pipe, files, "file,sex\nx/c,female\ny/c,male\n")
-    assert [(row.file, row.sex) for row in rows] == [("c", "female"), ("c", "male")]
+    assert [(row.file, row.sex) for row in rows] == [("x/c", "female"), ("y/c", "male")]
+
+
+def test_rows_of_files_of_one_name_say_their_paths_and_those_of_one_path_a_number(pipe: BoneAgePipeline) -> None:
+    names = ("x\n/c", "y/c", "d", "e", "e")
+    rows = predict_batch(pipe, collect([(name, b"no picture") for name in names]))
+    assert [row.file for row in rows] == ["x\ufffd/c", "y/c", "d", "e (1)", "e (2)"]
+
+
+def test_a_row_of_a_table_is_not_used_for_two_files_of_one_path(pipe: BoneAgePipeline) -> None:
+    items = collect([("c", png(HAND)), ("c", png(HAND))])
+    rows = list(predict_batch(pipe, items, table=read_table(b"file,sex\nc,female\n")))
+    sentence = "Several files have this path: rename them, or the table cannot tell them apart."
+    assert [row.problem for row in rows] == [sentence] * 2
 
 
 def test_one_file_is_read_at_a_time(pipe: BoneAgePipeline) -> None:

@@ -310,6 +310,7 @@ def test_typed_dates_give_the_age_on_the_day_of_the_study() -> None:
         ("2015-02-30", "2019-05-01", "date of birth"),
         ("2019-05-02", "2019-05-01", "lies before the birth"),
         ("1990-05-02", "2019-05-01", "over 20 years"),
+        ("9999-12-01", "9999-12-31", "last year of the calendar"),
     ],
 )
 def test_typed_dates_that_give_no_age_are_refused_without_naming_them(birth: str, study: str, part: str) -> None:

@@ -325,6 +325,22 @@ def test_many_checks_and_long_remarks_stay_on_one_page() -> None:
     assert "Check 11, passed" in pages[0].extract_text()
 
 
+@pytest.mark.parametrize("count", [15, 21, 60])
+def test_no_line_of_many_checks_runs_off_the_sheet(count: int) -> None:
+    quality = Verdict(tuple(CheckLine(f"check_{n}", "pass", "A sentence on it.") for n in range(count)))
+    with drawing_style():
+        figure = _sheet(report(quality=quality), None)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        extents = [text.get_window_extent(renderer) for text in figure.texts]
+    assert min(extent.y0 for extent in extents) >= 0.025 * figure.bbox.height
+    assert max(extent.x1 for extent in extents) <= 0.925 * figure.bbox.width
+
+
+def test_warnings_stand_before_what_passed() -> None:
+    quality = Verdict((CheckLine("grey_levels", "pass", "Enough."), CheckLine("cut_off", "warn", "A finger.")))
+    assert image_sentences(report(quality=quality)) == ["Cut off, warning: A finger.", "Grey levels, passed: Enough."]
+
+
 def test_checks_corrections_and_remarks_are_sentences() -> None:
     quality = Verdict((CheckLine("grey_levels", "pass", "Enough."),), ("Turned by 90 degrees.",))
     told = report(quality=quality, remarks=("Look.",))

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ import pytest
 from drawn import PATIENT_NAME, dicom
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageOps
 
 import space_app
 from boneage_hf import load_pipeline, page, read, uploads
@@ -49,7 +50,7 @@ from boneage_hf.report import (
     make_report,
     provenance,
 )
-from boneage_hf.service import NO_SEX, UNCHECKED, model_name
+from boneage_hf.service import NO_SEX, UNCHECKED, Reader, model_name
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 SCREENSHOTS = Path(__file__).parents[1] / "test-output"
@@ -590,6 +591,85 @@ def test_a_file_that_waits_for_a_batch_is_kept_for_longer(tmp_path: Path) -> Non
     assert not kept.path.exists()
 
 
+def test_what_still_arrives_is_not_swept(tmp_path: Path) -> None:
+    part = tmp_path / "incoming-x" / "part"
+    part.parent.mkdir()
+    part.write_bytes(b"x")
+    for path in (part, part.parent):
+        os.utime(path, (0, 0))
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=60)
+    assert part.is_file()
+
+
+def test_a_folder_whose_file_is_about_to_come_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (0, 0))
+    uploads.delete_older(tmp_path, seconds=60, waiting_seconds=60)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_file_that_arrived_long_before_the_last_of_its_form_has_its_whole_time(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = uploads._FormParser.parse
+
+    async def slow(self: Any) -> Any:
+        parsed = await parse(self)
+        for path in Path(self.upload_dir).iterdir():
+            os.utime(path, (0, 0))
+        return parsed
+
+    monkeypatch.setattr(uploads._FormParser, "parse", slow)
+    (path,) = httpx.post(f"{space.url}gradio_api/upload", files={"files": ("hand.png", b"x")}).json()
+    assert Path(path).stat().st_mtime > time.time() - 60
+    uploads.Upload("hand.png", Path(path)).delete()
+
+
+def test_the_files_of_a_batch_that_runs_for_long_stay_until_they_are_read(
+    space: Space, client: Client, hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = BoneAgePipeline.__call__
+
+    def late(self: BoneAgePipeline, *arguments: Any, **options: Any) -> Any:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        for path in folder.rglob("upload"):
+            os.utime(path, (time.time() - 300, time.time() - 300))
+        uploads.delete_older(folder, seconds=200, waiting_seconds=400)
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(BoneAgePipeline, "__call__", late)
+    files = [handle_file(hand_png)] * 2
+    result = client.predict(files, None, "female", api_name="/predict_batch")
+    assert [row["problem"] for row in result["rows"]] == [None, None]
+    assert space.files_left() == []
+
+
+def test_a_batch_keeps_the_files_that_it_has_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "WAITING_SECONDS", 0.0)
+    (tmp_path / "unread").write_bytes(b"x")
+    os.utime(tmp_path / "unread", (0, 0))
+    files = [uploads.Upload("a", tmp_path / "read"), uploads.Upload("b", tmp_path / "unread")]
+    assert list(uploads.keep_unread(iter("ab"), files)) == ["a", "b"]
+    assert (tmp_path / "unread").stat().st_mtime > time.time() - 60
+    assert not (tmp_path / "read").exists()
+
+
+def test_uploads_of_a_space_that_was_killed_go_when_the_next_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/before")
+    left = tmp_path / "boneage-uploads-left"
+    left.mkdir()
+    (left / "upload").write_bytes(b"x")
+    with uploads.upload_folder():
+        assert left.exists()  # so young that its own Space may just be starting
+    monkeypatch.setattr(uploads, "_YOUNG_SECONDS", -1.0)
+    with uploads.upload_folder() as running, uploads.upload_folder() as second:
+        assert sorted(tmp_path.iterdir()) == sorted([running, second])
+
+
 def test_an_upload_lies_under_no_name_of_its_own(space: Space, hand_png: Path) -> None:
     content = hand_png.read_bytes()
     post = f"{space.url}gradio_api/upload"
@@ -701,6 +781,45 @@ def test_a_session_whose_case_gave_way_is_still_known_to_have_had_one() -> None:
     assert "a" not in held
 
 
+def test_a_closed_page_holds_nothing_anew() -> None:
+    case = uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100))))
+    held = uploads.HeldCases()
+    held.hold("a", case)
+    held.close("a")
+    held.hold("a", case)
+    held.update("a", case, replace(case))
+    assert (held.get("a"), len(held), held.is_closed("a")) == (None, 0, True)
+
+
+def test_an_answer_is_held_only_beside_its_own_radiograph() -> None:
+    first, second = (uploads.Case(read(png_bytes(draw(age, "female", seed=3, size=100)))) for age in (60, 110))
+    held = uploads.HeldCases()
+    held.hold("a", second)
+    held.update("a", first, replace(first))
+    assert held.get("a") is second
+
+
+def test_closed_pages_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_CLOSED", 2)
+    held = uploads.HeldCases()
+    for session in "abc":
+        held.close(session)
+    assert [held.is_closed(session) for session in "abc"] == [False, True, True]
+
+
+def test_gradio_keeps_nothing_of_a_page_that_was_closed_while_it_answered() -> None:
+    kept = {"closed": 1, "open": 2}
+
+    async def process(session_hash: str | None = None) -> str | None:
+        return session_hash
+
+    demo: Any = SimpleNamespace(process_api=process, state_holder=SimpleNamespace(session_data=kept))
+    uploads.forget_closed_pages(demo, lambda session: session == "closed")
+    for session in ("closed", "open", None):
+        assert asyncio.run(demo.process_api(session_hash=session)) == session
+    assert kept == {"open": 2}
+
+
 def test_held_cases_give_way_to_newer_ones() -> None:
     case = uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100))))
     held = uploads.HeldCases(max_pixels=25_000)
@@ -716,6 +835,113 @@ def test_one_radiograph_above_the_limit_is_held_all_the_same() -> None:
     held = uploads.HeldCases(max_pixels=1)
     held.hold("a", uploads.Case(read(png_bytes(draw(110, "female", seed=3, size=100)))))
     assert held.get("a") is not None
+
+
+# --- one page and what it asks ---------------------------------------------------------------------------------------
+
+#: The child's data beside the sex, nothing entered.
+NOTHING = ("age", None, None, "", "", "")
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the server does for one page, without a browser."""
+
+    demo: gr.Blocks
+    session: str
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        function: Any = next(one.fn for one in self.demo.fns.values() if one.name == name)
+        return function(*arguments, request=SimpleNamespace(session_hash=self.session))
+
+
+@pytest.fixture
+def events(space: Space) -> Iterator[Events]:
+    wait_until(lambda: held_radiographs() == 0)
+    events = Events(space.demo, os.urandom(8).hex())
+    yield events
+    events("forget")
+
+
+def test_one_childs_sex_and_age_are_not_used_for_the_next_radiograph(events: Events, hand_png: Path) -> None:
+    content = hand_png.read_bytes()
+    _, first, *_ = events("show", content, "", "female", *NOTHING)
+    _, second, *_ = events("show", content, first, "female", *NOTHING)
+    sentence = "The radiograph changed meanwhile: check sex and age, and ask again."
+    assert events("answer_page", first, "female", *NOTHING)[0] == page.problem_html(sentence)
+    assert events("changed", first, "female", *NOTHING)[0] == page.problem_html(sentence)
+    assert events("answer_page", second, "female", *NOTHING)[0] == ""
+
+
+def test_what_was_asked_before_the_first_radiograph_was_shown_is_not_answered(events: Events, hand_png: Path) -> None:
+    events("show", hand_png.read_bytes(), "", "female", *NOTHING)
+    assert "changed meanwhile" in events("answer_page", "", "female", *NOTHING)[0]
+    assert events("changed", "", "female", *NOTHING)[0] == ""  # stays for it, as it was entered before
+
+
+def test_a_radiograph_that_gave_way_is_asked_for_again(events: Events) -> None:
+    told = page.problem_html("The radiograph of this page is no longer there: give the file again.")
+    assert events("answer_page", "token", "female", *NOTHING)[0] == told
+
+
+def test_a_second_file_is_the_next_childs_even_if_the_server_forgot_the_first(events: Events, hand_png: Path) -> None:
+    shown = events("show", hand_png.read_bytes(), "token", "female", "age", 7, None, "", "", "right")
+    assert (shown[4], *shown[5:11]) == (None, "age", None, None, "", "", "")
+
+
+def test_a_second_file_that_is_dropped_before_the_first_is_shown_is_the_next_childs(
+    events: Events, hand_png: Path
+) -> None:
+    events("show", hand_png.read_bytes(), "", "female", *NOTHING)
+    assert events("show", hand_png.read_bytes(), "", "female", *NOTHING)[4] is None
+
+
+@pytest.mark.parametrize("sex", [None, "female"])
+def test_a_sex_that_is_chosen_while_the_first_file_is_read_stays(
+    events: Events, hand_png: Path, sex: str | None
+) -> None:
+    assert events("show", hand_png.read_bytes(), "", sex, *NOTHING)[4] == gr.skip()
+
+
+def test_the_name_on_a_report_goes_with_its_radiograph(events: Events, hand_png: Path) -> None:
+    for shown in (events("show", hand_png.read_bytes(), "token", None, *NOTHING), events("show_drawing")):
+        assert shown[-2] == gr.update(visible=False, value="")
+
+
+def test_a_page_whose_connection_was_lost_asks_to_be_loaded_again(events: Events, hand_png: Path) -> None:
+    _, token, *_ = events("show", hand_png.read_bytes(), "", "female", *NOTHING)
+    events("forget")
+    lost = "The connection was lost, and with it what this page had been given: load the page again."
+    told = page.problem_html(lost)
+    assert told in events("show", hand_png.read_bytes(), token, "female", *NOTHING)
+    for name in ("answer_page", "changed"):
+        assert events(name, token, "female", *NOTHING)[0] == told
+    assert events("take_files", []) == (None, "", told)
+    assert held_radiographs() == 0
+
+
+def test_nothing_is_held_of_a_page_that_is_closed_while_it_is_answered(
+    events: Events, hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = BoneAgePipeline.__call__
+
+    def close(self: BoneAgePipeline, *arguments: Any, **options: Any) -> Any:
+        events("forget")
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(BoneAgePipeline, "__call__", close)
+    _, token, *_ = events("show", hand_png.read_bytes(), "", "female", *NOTHING)
+    assert events("answer_page", token, "female", *NOTHING)[0] == ""
+    assert held_radiographs() == 0
+
+
+def test_files_that_a_closed_page_sent_do_not_wait(events: Events, tmp_path: Path) -> None:
+    path = tmp_path / "one" / "upload"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    events("forget")
+    events("take_files", [uploads.Upload("hand.png", path)])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- the page as it is built ----------------------------------------------------------------------------------------
@@ -833,6 +1059,14 @@ def test_an_interval_is_shown_in_years_and_months(pipe: BoneAgePipeline) -> None
     text = page.answer_html(report, picture, picture, answer["attention"])
     assert "8 years 4 months to 10 years 3 months (100.0 to 123.4 months)" in text
     assert DISCLAIMER in text
+
+
+def test_an_inversion_is_told_and_shown_without_the_quality_check_too(pipe: BoneAgePipeline) -> None:
+    hand = draw(110, "female", seed=3, size=300)
+    light = read(png_bytes(ImageOps.invert(hand)))
+    reading = Reader(pipe).answer(light, "female", check_quality=False)
+    assert reading.corrections == ("Bones were dark on a light ground: the grey levels were inverted.",)
+    assert np.array_equal(np.asarray(reading.seen), np.asarray(hand))
 
 
 def test_the_benchmark_tab_holds_the_corrected_table(space: Space) -> None:
@@ -1059,6 +1293,39 @@ def test_age_and_hand_entered_before_the_upload_stay_and_their_contradictions_ar
 
 
 @pytest.mark.slow
+def test_one_childs_data_are_not_used_for_a_radiograph_that_is_not_shown_yet(
+    visit: Callable[..., Visit], hand_png: Path, hand_dicom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = visit()
+    seen.upload(hand_png)
+    seen.page.get_by_label("Male", exact=True).check()
+    seen.page.get_by_label("Years", exact=True).fill("7")
+    seen.ask()
+    assert "7 years 0 months (84.0 months)" in seen.answer()  # the browser says which radiograph it shows
+    seen.page.get_by_label("Name or number on the report").fill("Case 7")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def late(content: bytes) -> Any:
+        reading.set()
+        go_on.wait(120)
+        return read(content)
+
+    monkeypatch.setattr(space_app, "read", late)
+    seen.page.locator("#upload input[type=file]").set_input_files(hand_dicom)
+    wait_until(reading.is_set)
+    seen.ask()
+    seen.page.wait_for_timeout(1000)
+    go_on.set()
+    seen.page.locator("#problem").get_by_text("The radiograph changed meanwhile").wait_for()
+    assert seen.page.locator("#answer .age").count() == 0
+    assert seen.page.get_by_label("Female", exact=True).is_checked()
+    assert seen.page.get_by_label("Years", exact=True).input_value() == "9"
+    seen.ask()
+    assert "9 years 3 months (111.2 months)" in seen.answer()
+    assert seen.page.get_by_label("Name or number on the report").input_value() == ""
+
+
+@pytest.mark.slow
 def test_dates_entered_before_the_upload_stay(visit: Callable[..., Visit], hand_dicom: Path) -> None:
     seen = visit()
     seen.page.get_by_label("Two dates").check()
@@ -1215,6 +1482,31 @@ def test_a_batch_with_one_bad_file_answers_the_others(
     assert PATIENT_NAME not in seen.page.content()
     assert space.files_left() == []
     seen.screenshot("batch")
+
+
+@pytest.mark.slow
+def test_a_batch_says_that_it_waits_for_others(
+    visit: Callable[..., Visit], hand_png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, go_on = BoneAgePipeline.__call__, threading.Event()
+
+    def late(self: BoneAgePipeline, *arguments: Any, **options: Any) -> Any:
+        go_on.wait(120)
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(BoneAgePipeline, "__call__", late)
+    for number in range(3):
+        seen = visit()
+        seen.page.get_by_role("tab", name="Batch").click()
+        seen.page.locator("#batch-upload input[type=file]").set_input_files(hand_png)
+        seen.page.get_by_text("1 file ready").wait_for()
+        seen.page.locator("#batch-sex").get_by_label("Female", exact=True).check()
+        seen.page.get_by_role("button", name="Read all").click()
+        told = "0 of 1 read" if number < 2 else "Waiting for other batches ..."
+        seen.page.locator("#progress").get_by_text(told).wait_for()
+    go_on.set()
+    seen.page.get_by_text("1 of 1 read, 1 answered").wait_for()
+    assert "Waiting" not in seen.page.locator("#progress").inner_text()
 
 
 @pytest.mark.slow
