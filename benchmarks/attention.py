@@ -19,6 +19,7 @@ it can tell fingers from wrist, and bones from the ground beside the hand.
 import hashlib
 import io
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,11 @@ from boneage_hf.prepared import without_decoding
 from boneage_hf.radiograph import read
 from boneage_hf.sex import SEXES
 
-from .provenance import public_name, seal
+from .protocol import PROTOCOLS
+from .provenance import check_out, public_name, seal
 from .statistics import paired_bootstrap
+from .systems.base import labels_name, leakage
+from .systems.checkpoint import trained_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +73,12 @@ SHUFFLES, DRAWS, SEED = 20, 2000, 0
 
 THIRDS = ("youngest", "middle", "oldest")
 
+#: Of a radiograph that may be among data that the checkpoint has seen, as nothing shows that it is not.
+UNKNOWN = "seen or not: unknown"
+
+#: The data set's training part and what else the checkpoint was trained on; known not to be seen; neither is known.
+DATA_PARTS = ("training", "unseen", UNKNOWN)
+
 #: What the energy is held against -> column.
 RIVALS = {
     "area": "area_share",
@@ -90,7 +100,7 @@ class BoxedMap:
         size: height and width in px on which energy is measured, those of the stored picture.
         part: of the map that shows the radiograph.
         bone_age_months: reference bone age.
-        split: of the prepared data set.
+        data_part: one of `DATA_PARTS`: what the checkpoint has seen of the radiograph.
     """
 
     attention: np.ndarray
@@ -98,7 +108,7 @@ class BoxedMap:
     size: tuple[int, int]
     part: Part
     bone_age_months: float
-    split: str
+    data_part: str
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ def measure(items: Sequence[BoxedMap], *, seed: int = SEED, draws: int = DRAWS) 
     """Mean shares over groups of radiographs, with paired bootstrap intervals.
 
     Returns:
-        One row per `part` ("all", "training", "unseen": validation and test), `third` of the bone age over all items
+        One row per `part` ("all" and `DATA_PARTS`), `third` of the bone age over all items
         ("all", "youngest", "middle", "oldest"), `region` and `tolerance_cells` with images: `n`, mean `energy` with
         `energy_low`, `energy_high`, the means of the four rivals, and for each rival `over_<rival>`, the mean
         difference energy - rival with `_low`, `_high`; medians of the boxes' sides in cells.
@@ -281,7 +291,7 @@ def measure(items: Sequence[BoxedMap], *, seed: int = SEED, draws: int = DRAWS) 
     for index, item in enumerate(items):
         known = {
             "index": index,
-            "part": "training" if item.split == "train" else "unseen",
+            "part": item.data_part,
             "third": THIRDS[third[index]],
         }
         other = items[following[index]].attention
@@ -297,7 +307,7 @@ def third_edges(months: np.ndarray) -> tuple[float, float]:
 
 def _grouped(records: pd.DataFrame, *, seed: int, draws: int) -> pd.DataFrame:
     rows = []
-    for part in ("all", "training", "unseen"):
+    for part in ("all", *DATA_PARTS):
         for third in ("all", *THIRDS):
             chosen = records[(part == "all") | (records["part"] == part)]
             chosen = chosen[(third == "all") | (chosen["third"] == third)]
@@ -333,7 +343,7 @@ def verdict(table: pd.DataFrame) -> str:
     """
     rows = table.query("part == 'unseen' and third == 'oldest' and region == 'all' and tolerance_cells == 0.5")
     if rows.empty:
-        return "No radiograph of the oldest third was unseen in training, so the claim cannot be tested here."
+        return "No radiograph of the oldest third is known to be unseen, so the claim cannot be tested here."
     row = rows.iloc[0]
     names = {
         "area": "the boxes' share of the area",
@@ -368,6 +378,9 @@ def box_cells(items: Sequence[BoxedMap]) -> dict[str, float]:
     return {region: round(float(np.median(values)), 2) for region, values in sides.items() if values}
 
 
+_FILES = ("attention.csv", "attention.png", "manifest.json")
+
+
 def attention_of_checkpoint(
     checkpoint: str, dataset: str | Path, *, out: Path, boxes: str | Path = "builtin", progress: bool = True
 ) -> AttentionTest:
@@ -379,28 +392,37 @@ def attention_of_checkpoint(
         boxes: as `load_boxes` takes them.
 
     Raises:
-        InputError: the boxes, the data or the checkpoint cannot be used, or no radiograph has boxes.
+        InputError: the boxes, the data or the checkpoint cannot be used, no radiograph has boxes, or `out` holds
+            something else or cannot be written.
     """
+    check_out(out, _FILES, task="attention")
     by_id = load_boxes(boxes)
     prepared = read_manifest(dataset)
     rows = list(_boxed_rows(load_prepared(dataset), by_id))
     if not rows:
         raise InputError("No radiograph of this data set has boxes: ids do not match; give the table of its boxes.")
     pipe = load_pipeline(checkpoint)
-    items = [_boxed_map(pipe, row, by_id[row["id"]]) for row in tqdm(rows, desc="attention", disable=not progress)]
+    revision = checkpoint_revision(pipe)
+    check_out(out, _FILES, task="attention", revision=revision)
+    seen = trained_on(pipe.model.config.provenance)
+    parts = data_parts(seen, prepared["splits"])
+    items = [
+        _boxed_map(pipe, row, by_id[row["id"]], data_part=parts.get(row["split"], UNKNOWN))
+        for row in tqdm(rows, desc="attention", disable=not progress)
+    ]
     table = measure(items)
     source = BUILTIN_BOXES if str(boxes) == "builtin" else Path(boxes)
     months = np.array([item.bone_age_months for item in items])
-    counts = pd.Series([item.split for item in items]).value_counts()
+    counts = pd.Series([row["split"] for row in rows]).value_counts()
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     manifest = {
         "task": "attention",
         "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "checkpoint": public_name(checkpoint),
-        "revision": checkpoint_revision(pipe),
+        "revision": revision,
         "n": len(items),
         "n_by_split": {str(name): int(count) for name, count in counts.items()},
-        "trained_on_this_training_part": _trained_on(pipe, prepared),
+        "trained_on_this_training_part": _trained_on(seen, prepared["splits"]),
         "grid": list(items[0].attention.shape),
         "box_cells": box_cells(items),
         "third_edges_months": list(third_edges(months)),
@@ -418,9 +440,7 @@ def attention_of_checkpoint(
         write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"The results cannot be written ({error.strerror}); give another --out.") from None
-    return AttentionTest(
-        table, manifest, tuple(out / name for name in ("attention.csv", "attention.png", "manifest.json"))
-    )
+    return AttentionTest(table, manifest, tuple(out / name for name in _FILES))
 
 
 def _boxed_rows(splits: Mapping[str, Any], by_id: Mapping[str, Boxes]) -> Iterator[dict[str, Any]]:
@@ -431,7 +451,7 @@ def _boxed_rows(splits: Mapping[str, Any], by_id: Mapping[str, Boxes]) -> Iterat
             yield row | {"split": name}
 
 
-def _boxed_map(pipe: BoneAgePipeline, row: Mapping[str, Any], boxes: Boxes) -> BoxedMap:
+def _boxed_map(pipe: BoneAgePipeline, row: Mapping[str, Any], boxes: Boxes, *, data_part: str) -> BoxedMap:
     try:
         radiograph = read(row["image"]["bytes"])
         answer = pipe(radiograph, sex=SEXES[row["sex"]], check_quality=False)
@@ -445,14 +465,36 @@ def _boxed_map(pipe: BoneAgePipeline, row: Mapping[str, Any], boxes: Boxes) -> B
         size=(height, width),
         part=part_of_map((width, height), size=processor.size, resize_mode=processor.resize_mode),
         bone_age_months=float(row["bone_age_months"]),
-        split=row["split"],
+        data_part=data_part,
     )
 
 
-def _trained_on(pipe: BoneAgePipeline, prepared: Mapping[str, Any]) -> bool | None:
-    """Whether the checkpoint says that it was trained on this data set's training part; None if it says nothing."""
-    said = (pipe.model.config.provenance or {}).get("train_fingerprint")
-    return None if said is None else bool(said == prepared["splits"].get("train", {}).get("fingerprint"))
+def data_parts(seen: Sequence[str] | None, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Split of a prepared data set -> which of `DATA_PARTS` its radiographs are to a checkpoint.
+
+    Args:
+        seen: what the checkpoint, its initial weights and its teacher were trained on, as `trained_on` of a system.
+        splits: those of prepared.json, which share no image; each with the `fingerprint` of its labels.
+    """
+    names = {split: labels_name(str(content["fingerprint"])) for split, content in splits.items()}
+    by_labels = {protocol.ground_truth_fingerprint: protocol for protocol in PROTOCOLS.values()}
+    parts = {}
+    for split, name in names.items():
+        if split == "train" or (seen is not None and name in seen):
+            parts[split] = "training"
+            continue
+        # Other splits of this data set are known to be disjoint; of other data a protocol of these labels knows it.
+        rest = None if seen is None else [part for part in seen if part not in names.values()]
+        protocol = by_labels.get(str(splits[split]["fingerprint"]))
+        found = "none" if rest == [] else "unknown" if protocol is None else leakage(rest, protocol)
+        parts[split] = {"none": "unseen", "unknown": UNKNOWN}.get(found, "training")
+    return parts
+
+
+def _trained_on(seen: Sequence[str] | None, splits: Mapping[str, Mapping[str, Any]]) -> bool | None:
+    """Whether the data set's training part is among what a checkpoint has seen; None where that is not known."""
+    own = splits.get("train", {}).get("fingerprint")
+    return True if seen is not None and own is not None and labels_name(str(own)) in seen else None
 
 
 def draw(items: Sequence[BoxedMap], table: pd.DataFrame) -> "Figure":
@@ -513,9 +555,8 @@ def draw_shares(figure: Any, table: pd.DataFrame) -> None:
     left, right = figure.subplots(1, 2, sharey=False)
     names = {f"{row.region}": row for row in unseen.itertuples()}
     _draw_marks(left, names, f"by region, {unseen['part'].iloc[0]} radiographs")
-    _draw_marks(
-        right, {f"{row.part}\n{row.third}": row for row in groups.itertuples()}, "all boxes, by part and age third"
-    )
+    by_part = {f"{textwrap.fill(str(row.part), 9)}\n{row.third}": row for row in groups.itertuples()}
+    _draw_marks(right, by_part, "all boxes, by part and age third")
     left.set_ylabel("share inside boxes widened by half a cell")
     left.legend(fontsize=8, facecolor="white", framealpha=1, edgecolor="none")
 

@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "--trained-on",
         action="append",
         metavar="PART",
-        help='what the system has seen: a part of RSNA, or "other: NAME"; may be repeated',
+        help="predictions-csv, transformers-remote: what the system has seen: a part of RSNA, or "
+        '"other: NAME"; may be repeated',
     )
     run.add_argument("--trust-remote-code", action="store_true", help="transformers-remote: run the model's own code")
     run.add_argument("--crop-model", metavar="HUB_ID", help="transformers-remote (default: HUB_ID-crop)")
@@ -206,6 +207,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
     from .protocol import read_protocol
     from .run import choose_device, run_system
+    from .sections import permutation_p_text
     from .systems import SystemOptions, build_system
     from .systems.base import check_trained_on
 
@@ -231,8 +233,8 @@ def _run(arguments: argparse.Namespace) -> str:
     claim = summary["equal_over_age"]
     if claim is not None:
         lines.append(
-            f'"{claim["claim"]}": {claim["verdict"]} (p = {claim["p_value"]:.4f}; the MAEs of 24-month bands differ '
-            f"by up to {claim['spread_months']:.1f} months)"
+            f'"{claim["claim"]}": {claim["verdict"]} (p {permutation_p_text(claim)}; the MAEs of 24-month bands '
+            f"differ by up to {claim['spread_months']:.1f} months)"
         )
     return "\n".join([*lines, f"wrote {arguments.out}"])
 
@@ -247,11 +249,20 @@ def _checkpoints(arguments: argparse.Namespace) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> str:
-    from .compare import compare_folders, write_comparison
+    from .compare import check_comparison_out, compare_folders, write_comparison
+    from .findings import is_comparison
 
-    found = compare_folders(arguments.results, arguments.data)
+    if arguments.out is not None:
+        check_comparison_out(arguments.out)
+    # One pattern of names finds runs and the comparison that was made of them.
+    passed = [folder for folder in arguments.results if is_comparison(folder)]
+    found = compare_folders([folder for folder in arguments.results if folder not in passed], arguments.data)
     files = write_comparison(found, arguments.out) if arguments.out is not None else ()
-    return "\n".join([str(found), *(f"wrote {file}" for file in files)])
+    return "\n".join([*map(_passed_over, passed), str(found), *(f"wrote {file}" for file in files)])
+
+
+def _passed_over(folder: Path) -> str:
+    return f"passed over {folder}, which is a comparison and no run"
 
 
 def _check(arguments: argparse.Namespace) -> str:
@@ -274,8 +285,11 @@ def _check(arguments: argparse.Namespace) -> str:
 
 
 def _add(arguments: argparse.Namespace) -> str:
+    from .findings import is_comparison
     from .measured import add_measured_row
 
+    if not arguments.metrics_json.exists() and is_comparison(arguments.metrics_json.parent):
+        return _passed_over(arguments.metrics_json.parent)
     try:
         result, replaced = add_measured_row(
             arguments.metrics_json,

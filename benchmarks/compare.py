@@ -18,7 +18,7 @@ from boneage_hf.errors import InputError
 from boneage_hf.files import write_text
 
 from .measured import to_csv
-from .provenance import seal
+from .provenance import check_out, seal
 from .results_folder import Result, load_result, matched_errors
 from .run import load_test_set
 from .statistics import ALPHA, PairedDifference, holm, n_needed, paired_bootstrap, wilcoxon
@@ -164,7 +164,7 @@ def compare_results(results: Sequence[Result], data: str | Path) -> Comparison:
             )
     if not results:
         raise InputError("a comparison needs two systems or more; give result folders.")
-    _check_same_images(results)
+    check_same_images(results)
     references = load_test_set(results[0].protocol, data).references
     named = dict(zip(_names(results), results, strict=True))
     found = compare_errors(
@@ -179,18 +179,31 @@ def compare_results(results: Sequence[Result], data: str | Path) -> Comparison:
     return dataclasses.replace(found, standings=standings)
 
 
-def _check_same_images(results: Sequence[Result]) -> None:
-    """Equal ids and labels may stand for other pixels: copies of another size, or made by another program."""
+def check_same_images(results: Sequence[Result]) -> None:
+    """Raises `InputError` where two runs that read images read differently prepared ones.
+
+    Equal ids and labels may stand for other pixels: copies of another size, or made by another program.
+    """
     seen: Result | None = None
     for result in results:
         if result.manifest["system"].get("reads_images") is False:
             continue
-        if seen is not None and result.manifest["data"]["key"] != seen.manifest["data"]["key"]:
+        if seen is not None and _images_key(result) != _images_key(seen):
             raise InputError(
                 f"{seen.folder} and {result.folder} read images that were prepared from other files or at another "
                 "size; run both on one prepared data set."
             )
         seen = seen or result
+
+
+def _images_key(result: Result) -> object:
+    data = result.manifest.get("data")
+    return data.get("key") if isinstance(data, dict) else None
+
+
+def check_comparison_out(out: Path) -> None:
+    """Raises `InputError` if the folder holds something that is no comparison, or cannot be written."""
+    check_out(out, ("comparison.csv", "manifest.json"), task="comparison")
 
 
 def write_comparison(comparison: Comparison, out: Path) -> tuple[Path, Path]:
@@ -199,10 +212,7 @@ def write_comparison(comparison: Comparison, out: Path) -> tuple[Path, Path]:
     Raises:
         InputError: the folder holds something else or cannot be written.
     """
-    if out.exists() and (
-        not out.is_dir() or {path.name for path in out.iterdir()} - {"comparison.csv", "manifest.json"}
-    ):
-        raise InputError("--out holds files that are no comparison; name another folder.")
+    check_comparison_out(out)
     rows = [
         {
             "better": pair.better,

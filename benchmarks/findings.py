@@ -16,8 +16,9 @@ from boneage_hf.data import load_split
 from boneage_hf.errors import InputError
 from boneage_hf.splits import fingerprint
 
-from .compare import Comparison, compare_results, comparison_of
+from .compare import Comparison, check_same_images, compare_results, comparison_of
 from .measured import MeasuredResult
+from .protocol import Protocol
 from .results_folder import Result, check_rows, first_difference, load_result, recompute
 
 #: Kind of folder (`task` of its manifest; a run has none) -> its table.
@@ -90,18 +91,19 @@ class Findings:
     speed: tuple[Study, ...] = ()
     training: tuple[Study, ...] = ()
 
-    def by_protocol(self) -> dict[str, list[Result]]:
+    def by_protocol(self) -> dict[Protocol, list[Result]]:
         """Runs that may be compared."""
-        groups: dict[str, list[Result]] = {}
+        groups: dict[Protocol, list[Result]] = {}
         for run in self.runs:
-            groups.setdefault(run.protocol.name, []).append(run)
+            groups.setdefault(run.protocol, []).append(run)
         return groups
 
-    def comparison(self, protocol: str) -> Comparison | None:
+    def comparison(self, protocol: Protocol) -> Comparison | None:
         """Of exactly the runs under a protocol, or None: a rank among others is no rank among these."""
-        digests = {run.metrics["predictions_sha256"] for run in self.by_protocol().get(protocol, ())}
-        found = [one for one in self.comparisons if one.protocol == protocol and one.digests == digests]
-        return found[0] if found else None
+        # Two runs may have the same predictions, so their number counts too.
+        digests = sorted(run.metrics["predictions_sha256"] for run in self.by_protocol().get(protocol, ()))
+        found = (one for one in self.comparisons if one.protocol == protocol.name)
+        return next((one for one in found if sorted(s.predictions_sha256 for s in one.standings) == digests), None)
 
 
 def kind_of(folder: Path) -> str:
@@ -110,13 +112,21 @@ def kind_of(folder: Path) -> str:
     Raises:
         InputError: the folder has no readable manifest, or one of an unknown kind.
     """
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     kind = manifest.get("task", "run")
     if kind not in (*TABLES, "run", "report"):
         raise InputError(
             f"result folder {folder.name}: this version knows no results of the kind {kind!r}; update it."
         )
     return str(kind)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds what `compare --out` wrote; a folder that is not in order does not."""
+    try:
+        return kind_of(folder) == "comparison"
+    except InputError:
+        return False
 
 
 def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = None) -> Findings:
@@ -127,21 +137,32 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
             `compare --out` holds the comparison of just these.
 
     Raises:
-        InputError: a folder is not in order; the message names it.
+        InputError: a folder is not in order; two have one name, by which reports tell them apart; or runs under one
+            protocol do not compare: another protocol of that name, or differently prepared images. The message
+            names the folder.
     """
     runs: list[Result] = []
     pictures: dict[str, str] = {}
     comparisons: list[Comparison] = []
     studies: dict[str, list[Study]] = {kind: [] for kind in TABLES}
+    seen: set[str] = set()
     for folder in map(Path, folders):
         kind = kind_of(folder)
+        if kind == "report":
+            continue
+        if folder.resolve().name in seen:
+            raise InputError(
+                f"two result folders are named {folder.resolve().name}; name each once, and rename one where they are "
+                "not the same."
+            )
+        seen.add(folder.resolve().name)
         if kind == "run":
             runs.append(load_result(folder))
             if (folder / "agreement.svg").is_file():
                 pictures[folder.name] = (folder / "agreement.svg").read_text(encoding="utf-8")
         elif kind == "comparison":
             comparisons.append(_comparison(folder))
-        elif kind != "report":
+        else:
             studies[kind].append(load_study(folder, kind))
     found = Findings(
         runs=tuple(runs),
@@ -154,6 +175,9 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
         speed=tuple(studies["speed"]),
         training=tuple(studies["training-speed"]),
     )
+    _check_protocols(found.runs)
+    for group in found.by_protocol().values():
+        check_same_images(group)
     if data is None:
         return found
     added = [
@@ -164,6 +188,17 @@ def load_findings(folders: Iterable[str | Path], *, data: str | Path | None = No
     return Findings(**{**vars(found), "comparisons": (*found.comparisons, *added)})
 
 
+def _check_protocols(runs: Sequence[Result]) -> None:
+    by_name: dict[str, Result] = {}
+    for run in runs:
+        first = by_name.setdefault(run.protocol.name, run)
+        if run.protocol != first.protocol:
+            raise InputError(
+                f"{first.folder} and {run.folder} are under two protocols of the name {run.protocol.name}; give one "
+                "of them a name of its own and run again."
+            )
+
+
 def load_study(folder: Path, kind: str) -> Study:
     """Read a folder of `stress`, `attention`, `gate`, `ablations` or `speed`.
 
@@ -171,7 +206,7 @@ def load_study(folder: Path, kind: str) -> Study:
         InputError: the table is not the one that was written, lacks a column, or holds what cannot be.
     """
     where, name = f"result folder {folder.name}", TABLES[kind]
-    manifest, text = _manifest(folder), _table_text(folder, kind)
+    manifest, text = read_manifest(folder), _table_text(folder, kind)
     if manifest.get("complete") is False:
         raise InputError(f"{where} is not complete; run the same command again, which goes on where it stopped.")
     lacking = [entry for entry in _ENTRIES.get(kind, ()) if entry not in manifest]
@@ -246,12 +281,18 @@ def recompute_comparison(comparison: Comparison, runs: Sequence[Result], data: s
     Raises:
         InputError: a run of the comparison is not among `runs`, or a figure differs.
     """
-    compared = {run.metrics["predictions_sha256"]: run for run in runs}
-    if not comparison.digests <= set(compared):
-        raise InputError(
-            f"the comparison under {comparison.protocol} cannot be made again without its runs: name them too."
-        )
-    again = compare_results([compared[digest] for digest in sorted(comparison.digests)], data)
+    left = sorted(runs, key=lambda run: run.folder)
+    compared = []
+    for digest, leakage in sorted((one.predictions_sha256, one.leakage) for one in comparison.standings):
+        same = [run for run in left if run.metrics["predictions_sha256"] == digest]
+        if not same:
+            raise InputError(
+                f"the comparison under {comparison.protocol} cannot be made again without its runs: name them too."
+            )
+        # Of runs with the same predictions the one that is said to have seen the same.
+        compared.append(min(same, key=lambda run: run.leakage != leakage))
+        left = [run for run in left if run is not compared[-1]]
+    again = compare_results(compared, data)
     # Figures alone: which names tell runs apart may depend on the order of the folders.
     found = first_difference(_figures(comparison), _figures(again), tolerance=1e-4)
     if found is not None:
@@ -273,7 +314,7 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
 
 def check_report(folder: Path) -> None:
     """Raises `InputError` if a file of a rendered report is missing or is not the one that its manifest lists."""
-    for name, digest in dict(_manifest(folder).get("files") or {}).items():
+    for name, digest in dict(read_manifest(folder).get("files") or {}).items():
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise InputError(f"report {folder.name}: {name} is not the one that was written; write the report again.")
@@ -313,16 +354,17 @@ def recompute_stress(folder: Path, data: str | Path) -> None:
 
 def _comparison(folder: Path) -> Comparison:
     try:
-        found = comparison_of(_manifest(folder), _table_text(folder, "comparison"))
+        found = comparison_of(read_manifest(folder), _table_text(folder, "comparison"))
     except InputError as error:
         raise InputError(f"result folder {folder.name}: {error}") from None
     digest = hashlib.sha256((folder / TABLES["comparison"]).read_bytes()).hexdigest()
-    if digest != _manifest(folder).get("table_sha256"):
+    if digest != read_manifest(folder).get("table_sha256"):
         raise InputError(f"result folder {folder.name}: comparison.csv is not that of manifest.json; compare again.")
     return found
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """manifest.json of a result folder; raises `InputError` where there is none or it is no table of fields."""
     try:
         content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except OSError:

@@ -36,7 +36,7 @@ from boneage_hf.radiograph import read
 from boneage_hf.sex import SEXES
 
 from .non_hands import kinds
-from .provenance import public_name, seal
+from .provenance import check_out, public_name, seal
 
 #: Seed of the changes of hands.
 SEED = 1
@@ -92,6 +92,9 @@ class _Outcome:
     right_pose: bool | None = None
 
 
+_FILES = ("gate.csv", "gate.json", "manifest.json")
+
+
 def gate_of_checkpoint(
     checkpoint: str, dataset: str | Path, *, out: Path, split: str = "test", changed_images: int = 256
 ) -> GateTest:
@@ -104,14 +107,17 @@ def gate_of_checkpoint(
         changed_images: of the first so many images of the split each change is counted; all are counted upright.
 
     Raises:
-        InputError: the checkpoint has no gate, the extra benchmark is missing, an image cannot be read, or the
-            results cannot be written.
+        InputError: the checkpoint has no gate, the extra benchmark is missing, an image cannot be read, the results
+            cannot be written, or `out` holds something else.
     """
+    check_out(out, _FILES, task="gate")
     pipe = load_pipeline(checkpoint)
     if pipe.model.gate is None:
         raise InputError("This checkpoint has no quality gate: make one with boneage fit-gate.")
     if pipe.model.device.type == "cpu":
         keep_freed_memory()
+    revision = checkpoint_revision(pipe)
+    check_out(out, _FILES, task="gate", revision=revision, split=split)
     rows = without_decoding(load_split(dataset, split))
     outcomes: dict[str, tuple[list[_Outcome], int]] = {}
     for name, pictures, originals in _cases(rows, min(changed_images, len(rows))):
@@ -127,7 +133,7 @@ def gate_of_checkpoint(
         "task": "gate",
         "table_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "checkpoint": public_name(checkpoint),
-        "revision": checkpoint_revision(pipe),
+        "revision": revision,
         "gate": pipe.model.config.gate,
         "gate_provenance": (pipe.model.config.provenance or {}).get("gate"),
         "split": split,
@@ -147,7 +153,7 @@ def gate_of_checkpoint(
         write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"The results cannot be written ({error.strerror}); give another --out.") from None
-    return GateTest(table, manifest, tuple(out / name for name in ("gate.csv", "gate.json", "manifest.json")))
+    return GateTest(table, manifest, tuple(out / name for name in _FILES))
 
 
 _Pictures = Iterator[tuple[Any, str, int | None]]

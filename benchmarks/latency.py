@@ -34,7 +34,7 @@ from boneage_hf.modeling_boneage import BoneAgeModel
 from boneage_hf.phantom import draw, png_bytes
 from boneage_hf.pipeline_boneage import BoneAgePipeline
 
-from .provenance import public_name, seal
+from .provenance import check_out, public_name, seal
 from .statistics import ENOUGH_FOR_P95
 
 #: Columns of `speed.csv`. Times in milliseconds per image; `gflop` counts a multiplication and an addition as two.
@@ -84,6 +84,9 @@ class Speed:
         return "\n".join(lines)
 
 
+_FILES = ("speed.csv", "manifest.json")
+
+
 def measure_speed(
     checkpoints: Sequence[str],
     *,
@@ -104,7 +107,8 @@ def measure_speed(
         peers: also time the networks of [`peer_networks`].
 
     Raises:
-        InputError: the checkpoint cannot be loaded, fewer than 3 repeats, or an empty or impossible batch.
+        InputError: the checkpoint cannot be loaded, fewer than 3 repeats, an empty or impossible batch, or `out`
+            holds something else or cannot be written.
     """
     if repeats < 3:
         raise InputError(f"The number of repeats must be 3 or more, not {repeats}: a median needs them.")
@@ -113,7 +117,10 @@ def measure_speed(
     names = [public_name(checkpoint) for checkpoint in checkpoints]
     if not names or len(set(names)) < len(names):
         raise InputError("Name one checkpoint or more, each once and under a name of its own.")
+    check_out(out, _FILES, task="speed")
     pipes = {name: load_pipeline(source, device="cpu") for name, source in zip(names, checkpoints, strict=True)}
+    revisions = {name: checkpoint_revision(pipe) for name, pipe in pipes.items()}
+    check_out(out, _FILES, task="speed", checkpoints=partial(_are_of, revisions=list(revisions.values())))
     all_threads = torch.get_num_threads()
     threads_tried = sorted({1, all_threads})
     before = _peaks(threads_tried)
@@ -184,7 +191,7 @@ def measure_speed(
     manifest = {
         "task": "speed",
         "checkpoints": [
-            {"checkpoint": name, "revision": checkpoint_revision(pipes[name]), "cold_start": cold_start(source)}
+            {"checkpoint": name, "revision": revisions[name], "cold_start": cold_start(source)}
             for name, source in zip(names, checkpoints, strict=True)
         ],
         "table_sha256": hashlib.sha256(table.encode()).hexdigest(),
@@ -195,7 +202,13 @@ def measure_speed(
     }
     write_text(out / "speed.csv", table)
     write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return Speed(pd.DataFrame(rows, columns=list(COLUMNS)), manifest, (out / "speed.csv", out / "manifest.json"))
+    return Speed(pd.DataFrame(rows, columns=list(COLUMNS)), manifest, tuple(out / name for name in _FILES))
+
+
+def _are_of(checkpoints: object, *, revisions: Sequence[str]) -> bool:
+    """Whether `checkpoints` of a manifest are those of just these revisions."""
+    found = checkpoints if isinstance(checkpoints, list) else []
+    return [one.get("revision") for one in found if isinstance(one, dict)] == list(revisions)
 
 
 # --- what is timed --------------------------------------------------------------------------------------------------

@@ -263,7 +263,8 @@ def _to_row(result: MeasuredResult) -> dict[str, object]:
     row["flip_average"] = "true" if result.flip_average else "false"
     for key, stem in MEASURES.items():
         for column, value in zip((key, f"{stem}_low", f"{stem}_high"), result.values[key], strict=True):
-            row[column] = "" if value is None else f"{value:.4f}"
+            # Six decimals: a share of four would be rounded twice where it is printed in percent with one.
+            row[column] = "" if value is None else f"{value:.6f}"
     return row
 
 
@@ -348,7 +349,7 @@ def _check(result: MeasuredResult, where: str) -> None:
         if (low is None) != (high is None) or (low is not None and high is not None and low > high):
             raise InputError(f"{where}: the interval of {key} has no order or one end only; evaluate again.")
     found = {key: numbers[0] or 0.0 for key, numbers in result.values.items()}
-    # The table keeps four decimals.
+    # Tables of earlier versions keep four decimals.
     slack = 1e-4
     shares = [found[f"within_{months}_months"] for months in (6, 12, 24)]
     if not 0 <= shares[0] <= shares[1] <= shares[2] <= 1:

@@ -29,7 +29,11 @@ class Protocol:
         same_images: False where the name covers test sets that each author drew alone.
         prepared_split: the split of a data set written by `boneage prepare` that holds these images, or None where
             none does; systems can be run only where there is one and the fingerprint is known.
-        overlaps: names in `TRAINING_PARTS` that hold images of this test.
+        overlaps: names in `TRAINING_PARTS` that hold images of this test; another name would never be found in what a
+            system has seen, which would then pass for clean.
+
+    Raises:
+        InputError: a field is of another type, or has a value that cannot be.
     """
 
     name: str
@@ -48,15 +52,22 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.name:
             raise InputError("a protocol has no name; give it one.")
+        for field in ("name", "data_set", "split", "ground_truth", "unit", "preprocessing_note"):
+            if not isinstance(getattr(self, field), str):
+                raise InputError(f"protocol {self.name}: {field} must be a text in quotes.")
+        if not isinstance(self.same_images, bool):
+            raise InputError(f"protocol {self.name}: same_images must be true or false.")
         if self.unit != "months":
             raise InputError(f'protocol {self.name}: the unit is "{self.unit}"; convert to "months".')
         for field, value in (("n", self.n), ("readers", self.readers)):
-            if value is not None and value < 1:
+            # Python's True is the int 1.
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= 1):
                 raise InputError(
-                    f"protocol {self.name}: {field} is {value}; give a positive number, or None if unknown."
+                    f"protocol {self.name}: {field} is {value!r}; give a positive whole number, or None if unknown."
                 )
         digest = self.ground_truth_fingerprint
-        if digest is not None and not is_sha256(digest):
+        if digest is not None and not (isinstance(digest, str) and is_sha256(digest)):
             raise InputError(
                 f"protocol {self.name}: ground_truth_fingerprint is no sha256; give 64 hex digits or None."
             )
@@ -64,6 +75,10 @@ class Protocol:
             raise InputError(
                 f'protocol {self.name}: prepared_split is "{self.prepared_split}"; test on "test" or "validation".'
             )
+        for part in self.overlaps:
+            if part not in TRAINING_PARTS:
+                hint = did_you_mean(part, TRAINING_PARTS)
+                raise InputError(f'protocol {self.name}: overlaps names no training part with "{part}"; {hint}')
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Protocol":
@@ -76,7 +91,7 @@ class Protocol:
             if field.default is dataclasses.MISSING and field.name not in fields:
                 raise InputError(f'a protocol needs the field "{field.name}"; say None where sources do not tell.')
         overlaps = fields.get("overlaps", ())
-        if isinstance(overlaps, str) or not all(isinstance(name, str) for name in overlaps):
+        if not isinstance(overlaps, (list, tuple)) or not all(isinstance(name, str) for name in overlaps):
             raise InputError("overlaps of a protocol must be a list of names of training parts.")
         return cls(**{**fields, "overlaps": tuple(overlaps)})
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from boneage_hf.errors import InputError
 
-from .findings import Findings
+from .findings import Findings, read_manifest
 from .measured import MeasuredResult, load_measured, result_of, to_csv, write_text
 from .protocol import PROTOCOLS, Protocol
 from .provenance import seal
 from .registry import STATUSES, PrintedRow, PublishedResult, find, load_published, load_reference_table
 from .rendering import MISSING, Section, Table, to_html, to_markdown
 from .results_folder import Result
-from .sections import measured_sections, rank_text
+from .sections import images_unknown, measured_sections, rank_text
 
 __all__ = ["MISSING", "Section", "Table", "build_sections", "to_html", "to_markdown", "write_report"]
 
@@ -99,17 +99,25 @@ def write_report(
 
 
 def _make_room(out: Path, names: Iterable[str]) -> None:
-    """Remove pictures of an earlier report that this one does not have.
+    """Remove pictures of an earlier report, as its manifest lists them, that this one does not have.
 
     Raises:
         InputError: the folder holds something that is no report.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError("--out is a file; name a folder.")
     earlier = set(out.iterdir()) if out.is_dir() else set()
     strangers = {path.name for path in earlier if path.suffix not in (".md", ".html", ".csv", ".svg", ".json")}
     if strangers or (earlier and not (out / "report.md").is_file()):
         raise InputError("--out holds files that are no report; name another folder.")
+    listed: set[str] = set()
+    if (out / "manifest.json").is_file():
+        manifest = read_manifest(out)
+        if manifest.get("task") != "report":
+            raise InputError("--out holds results of another command; name another folder.")
+        listed = set(manifest.get("files") or ())
     for path in earlier:
-        if path.suffix == ".svg" and path.name not in names:
+        if path.suffix == ".svg" and path.name in listed - set(names):
             path.unlink()
 
 
@@ -202,8 +210,8 @@ def _corrected_section(published: Sequence[PublishedResult]) -> Section:
         f"the RSNA test set with {rsna.raters} readers, where its RMSE is {rsna.rmse_months}; an RMSE of "
         f"{dha.rmse_months} is published for {dha.n:,} images of the Digital Hand Atlas and for {dysplasia.n} images "
         "of children with skeletal dysplasias.",
-        "There is no common protocol. The three printed rows are on three test sets with different readers, so their "
-        "order is no ranking.",
+        "There is no common protocol. The three printed rows are on at least four test sets with different readers, "
+        "so their order is no ranking.",
     )
     return Section("The same table, corrected", (), table, notes)
 
@@ -252,7 +260,10 @@ def _measured_section(measured: Sequence[MeasuredResult], findings: Findings) ->
     )
     return Section(
         heading,
-        ("In brackets: 95 % percentile bootstrap interval over images. It says nothing about another data set.",),
+        (
+            "In brackets: 95 % percentile bootstrap interval over images. It says nothing about another data set. "
+            "Flip average: predictions are means of those for an image and for its mirror image.",
+        ),
         Table("Measured rows, in no order of merit", columns, rows, frozenset(columns[2:9])),
     )
 
@@ -273,6 +284,7 @@ def _protocol_section(
     )
     several = sum(result.same_ground_truth for result in own) > 1
     knows_sex = {run.metrics["predictions_sha256"]: _knows_sex(run) for run in findings.runs}
+    elsewhere = {run.metrics["predictions_sha256"] for run in findings.runs if images_unknown(run)}
     ranks = _ranks(own, findings, protocol)
     columns: tuple[str, ...] = (
         "Rank",
@@ -297,7 +309,14 @@ def _protocol_section(
             knows_sex.get(result.predictions_sha256, MISSING),
             result.status,
             _checkpoint(result),
-            "" if result.same_ground_truth else "version of the ground truth not shown: no rank",
+            "; ".join(
+                said
+                for said, holds in (
+                    ("version of the ground truth not shown: no rank", not result.same_ground_truth),
+                    ("images seen: unknown", result.predictions_sha256 in elsewhere),
+                )
+                if holds
+            ),
         )
         for result in own
     ]
@@ -330,6 +349,8 @@ def _protocol_section(
         paragraphs.append("Every row is on other images: do not compare them with one another.")
     elif cited:
         paragraphs.append("Cited rows stand in the order of their year; they get no rank.")
+    if any(result.kind == "derived" for result in cited):
+        paragraphs.append("(derived): converted to months or computed from what the source prints.")
     if several:
         paragraphs.append(
             "Measured rows stand in the order of their MAE. "
@@ -348,7 +369,7 @@ def _protocol_section(
 
 def _ranks(own: Sequence[MeasuredResult], findings: Findings, protocol: Protocol) -> dict[str, str]:
     """Hash of predictions -> rank or why there is none; empty where the comparison is not of just these rows."""
-    comparison = findings.comparison(protocol.name)
+    comparison = findings.comparison(protocol)
     digests = [result.predictions_sha256 for result in own if result.same_ground_truth]
     if comparison is None or comparison.digests != set(digests):
         return {}

@@ -186,7 +186,7 @@ def result_folders(results: Path = RESULTS) -> list[Path]:
 
 
 #: How far a figure of a measured row may lie from that of its run: the run measures predictions as they are kept, with
-#: four decimals, and the row keeps its figures with four.
+#: four decimals, and rows of earlier versions keep their figures with four.
 ROUNDED_TWICE = 1.1e-4
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,21 @@ class TestSet:
 
 
 def choose_device(device: str | None) -> str | None:
-    """The device of this process: as told, or under a launcher its own, or None to choose."""
-    return device if device is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1 else str(_processes().device)
+    """The device of this process: as told, or under a launcher its own, or None to choose.
+
+    Raises:
+        InputError: what was told is no device, or none that this machine and this torch can compute on.
+    """
+    if device is None:
+        return None if int(os.environ.get("WORLD_SIZE", "1")) == 1 else str(_processes().device)
+    try:
+        # A torch built without an accelerator says so by an assertion. "meta" holds no numbers to compute with.
+        usable = torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
+        raise InputError(f'--device "{device}" cannot be used here; leave it out, or give cpu or one such as cuda:0.')
+    return device
 
 
 def _processes() -> PartialState:
@@ -71,8 +84,9 @@ def load_test_set(protocol: Protocol, data: str | Path) -> TestSet:
     """The images and labels of a protocol from a data set that `boneage prepare` wrote.
 
     Raises:
-        InputError: the protocol cannot be run (its images or its labels are not known), or the data set holds other
-            images or another version of the labels; the message says which where it knows.
+        InputError: the protocol cannot be run (its images or its labels are not known), the data set holds other
+            images or another version of the labels (the message says which where it knows), or the protocol tells
+            another number of images.
     """
     if protocol.prepared_split is None or protocol.ground_truth_fingerprint is None:
         near = [name for name in PROTOCOLS if name.startswith(f"{protocol.name}-")]
@@ -96,6 +110,10 @@ def load_test_set(protocol: Protocol, data: str | Path) -> TestSet:
             f"the {len(references)} images and labels of the split {protocol.prepared_split} are not those of "
             f"{protocol.name}; {cure}."
         )
+    if protocol.n is not None and protocol.n != len(references):
+        raise InputError(
+            f"{protocol.name} says n is {protocol.n}, its split has {len(references)} images; correct n in its file."
+        )
     return TestSet(images, references, digest, manifest)
 
 
@@ -117,14 +135,15 @@ def run_system(
         The content of `metrics.json`.
 
     Raises:
-        InputError: the data are not those of the protocol, the folder holds something else, or the system's
-            predictions are missing, repeated, not finite, or in years. No result is written then.
+        InputError: the data are not those of the protocol, the folder holds something else or the same run of a
+            system that was said to have seen other data, or the system's predictions are missing, repeated, not
+            finite, or in years. No result is written then.
     """
     out, started = Path(out), time.perf_counter()
     state = _processes()
     test = load_test_set(protocol, data)
     key = _key(system, protocol, test)
-    finished = _finished(out, key)
+    finished = _finished(out, key, trained_on=system.trained_on)
     if finished is not None:
         if state.is_main_process:
             _draw_agreement(out, test, system)
@@ -206,7 +225,7 @@ def measure(table: pd.DataFrame, test: TestSet, *, system: System, protocol: Pro
     )
     summary |= {
         "system": system.name,
-        "trained_on": list(system.trained_on) if system.trained_on is not None else None,
+        "trained_on": _listed(system.trained_on),
         "leakage": leakage(system.trained_on, protocol),
         "ground_truth_fingerprint": test.digest,
     }
@@ -220,12 +239,26 @@ def _key(system: System, protocol: Protocol, test: TestSet) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _finished(out: Path, key: str) -> dict[str, Any] | None:
+def _listed(trained_on: Sequence[str] | None) -> list[str] | None:
+    return None if trained_on is None else list(trained_on)
+
+
+def _finished(out: Path, key: str, *, trained_on: Sequence[str] | None) -> dict[str, Any] | None:
+    """The metrics of the finished run in `out`, or None; what the system has seen is no part of the key, as it changes
+    no prediction, but it decides the leakage and with it the rank."""
     if out.exists() and not out.is_dir():
         raise InputError("--out is a file; name a folder.")
     if (out / "manifest.json").is_file():
-        if _read_json(out / "manifest.json").get("run_key") != key:
+        manifest = _read_json(out / "manifest.json")
+        if manifest.get("run_key") != key:
             raise InputError("--out holds the results of another run; name another folder.")
+        system = manifest.get("system")
+        said = system.get("trained_on") if isinstance(system, dict) else None
+        if said != _listed(trained_on):
+            raise InputError(
+                f"--out holds this run of a system trained on {_spoken(said)}, now it is {_spoken(trained_on)}; name "
+                "another folder, or delete this one."
+            )
         return _read_json(out / "metrics.json")
     strangers = (
         {path.name for path in out.iterdir()} - {".parts", "predictions.csv", "metrics.json", _AGREEMENT}
@@ -235,6 +268,10 @@ def _finished(out: Path, key: str) -> dict[str, Any] | None:
     if strangers:
         raise InputError("--out holds files that are no results of a run; name another folder.")
     return None
+
+
+def _spoken(trained_on: Sequence[str] | None) -> str:
+    return "unknown data" if trained_on is None else ", ".join(trained_on) or "nothing"
 
 
 def _predict_parts(system: System, test: TestSet, parts: Path, state: PartialState, *, progress: bool) -> None:

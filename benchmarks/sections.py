@@ -41,11 +41,16 @@ def names_of(findings: Findings, measured: Sequence[MeasuredResult]) -> dict[str
     return {folder: name if shown.count(name) == 1 else f"{name} ({folder})" for folder, name in names.items()}
 
 
-def rank_text(comparison: Comparison | None, digest: str) -> str:
-    """The rank that the paired tests support, or why there is none."""
+def rank_text(comparison: Comparison | None, digest: str, *, leakage: str | None = None) -> str:
+    """The rank that the paired tests support, or why there is none.
+
+    Args:
+        leakage: of the run; tells runs with the same predictions apart. Without it none of these has a rank.
+    """
     if comparison is None:
         return MISSING
-    (standing,) = (one for one in comparison.standings if one.predictions_sha256 == digest)
+    same = [one for one in comparison.standings if one.predictions_sha256 == digest]
+    standing = min(same, key=lambda one: (one.leakage != leakage, one.rank is not None))
     if standing.rank is not None:
         return str(standing.rank)
     if standing.leakage.startswith("trained on"):
@@ -81,8 +86,9 @@ def _ranking_section(findings: Findings, names: Mapping[str, str]) -> Section:
         comparison = findings.comparison(protocol)
         lines = []
         for run in sorted(runs, key=lambda run: run.metrics["metrics"]["mae_months"]):
-            rank = rank_text(comparison, run.metrics["predictions_sha256"])
+            rank = rank_text(comparison, run.metrics["predictions_sha256"], leakage=run.leakage)
             flag = "" if run.leakage == "none" else f"; leakage: {run.leakage}"
+            flag += "; images seen: unknown" if images_unknown(run) else ""
             low, high = run.metrics["metrics"]["mae_months_ci95"]
             words = "not tested" if rank == MISSING else rank if rank.startswith("none") else f"rank {rank}"
             lines.append(
@@ -94,7 +100,7 @@ def _ranking_section(findings: Findings, names: Mapping[str, str]) -> Section:
                     rank=words.replace("none: ", "no rank: ") + flag,
                 )
             )
-        groups[protocol] = lines
+        groups[protocol.name] = lines
     alt = "MAE in months with 95 % bootstrap interval and rank of each measured system: " + "; ".join(
         f"{one.name} {one.mae:.2f} [{one.low:.2f}, {one.high:.2f}], {one.rank}"
         for lines in groups.values()
@@ -114,12 +120,11 @@ def _ranking_section(findings: Findings, names: Mapping[str, str]) -> Section:
 
 def _pair_sections(findings: Findings, names: Mapping[str, str]) -> list[Section]:
     sections = []
-    by_digest = {run.metrics["predictions_sha256"]: names[run.folder] for run in findings.runs}
     for protocol, runs in findings.by_protocol().items():
         if len(runs) < 2:
             continue
         comparison = findings.comparison(protocol)
-        heading = f"Paired tests under {protocol}"
+        heading = f"Paired tests under {protocol.name}"
         if comparison is None:
             sections.append(
                 Section(
@@ -132,7 +137,7 @@ def _pair_sections(findings: Findings, names: Mapping[str, str]) -> list[Section
                 )
             )
             continue
-        shown = {one.system: by_digest[one.predictions_sha256] for one in comparison.standings}
+        shown = _shown(comparison, runs, names)
         columns = ("Lower MAE", "Other", "MAE difference", "Wilcoxon p", "with Holm", "Images needed", "Verdict")
         rows = tuple(
             (
@@ -152,9 +157,27 @@ def _pair_sections(findings: Findings, names: Mapping[str, str]) -> list[Section
             "needed: for a difference of this size to be found with 80 % power at a level of "
             f"{ALPHA} over the number of pairs, {len(comparison.pairs)}."
         )
-        table = Table(f"Pairs under {protocol}", columns, rows, frozenset(columns[2:6]))
+        table = Table(f"Pairs under {protocol.name}", columns, rows, frozenset(columns[2:6]))
         sections.append(Section(heading, (paragraph,), table))
     return sections
+
+
+def _shown(comparison: Comparison, runs: Sequence[Result], names: Mapping[str, str]) -> dict[str, str]:
+    """System as a comparison names it -> as the report does."""
+    left, shown = list(runs), {}
+    for one in comparison.standings:
+        same = [run for run in left if run.metrics["predictions_sha256"] == one.predictions_sha256]
+        # Of runs with the same predictions the one that is said to have seen the same.
+        found = min(same, key=lambda run: run.leakage != one.leakage)
+        shown[one.system] = names[found.folder]
+        left = [run for run in left if run is not found]
+    return shown
+
+
+def images_unknown(run: Result) -> bool:
+    """Whether predictions were made elsewhere, from copies of the images that nobody can check."""
+    system = run.manifest["system"]
+    return system.get("reads_images") is False and system.get("adapter") != "ConstantSystem"
 
 
 def _system_section(run: Result, name: str, findings: Findings) -> Section:
@@ -162,10 +185,14 @@ def _system_section(run: Result, name: str, findings: Findings) -> Section:
     trained = metrics.get("trained_on")
     paragraphs = [
         f"Folder {run.folder}, revision {run.manifest['system']['revision']}, protocol {run.protocol.name}, n = "
-        f"{metrics['n']:,}. Trained on: {', '.join(trained) if trained else 'not known'}. Leakage: {run.leakage}. "
-        f"Preprocessing: {run.manifest['system']['preprocessing']}.",
+        f"{metrics['n']:,}. Trained on: {'not known' if trained is None else ', '.join(trained) or 'nothing'}. "
+        f"Leakage: {run.leakage}. Preprocessing: {run.manifest['system']['preprocessing']}.",
+        "Which copies of the images its predictions were made from is not known, so a difference from other systems "
+        "may come from the copies alone."
+        if images_unknown(run)
+        else "",
         *_age_claim(metrics),
-        _coverage(metrics.get("interval")),
+        _coverage(metrics.get("interval"), run.manifest["system"].get("interval")),
     ]
     columns = ("Group", "n", "MAE", "RMSE", "Median absolute error", "Bias", "Within 12 months")
     measures = ("mae_months", "rmse_months", "median_absolute_error_months", "bias_months", "within_12_months")
@@ -193,8 +220,8 @@ def _age_claim(metrics: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Bland-Altman: bias {limits['bias_months']:+.2f} months (-/+ {limits['bias_margin_months']:.2f}), limits "
             f"of "
-            f"agreement {limits['lower_limit_months']:+.1f} to {limits['upper_limit_months']:+.1f} months (-/+ "
-            f"{limits['limit_margin_months']:.1f})."
+            f"agreement {limits['lower_limit_months']:+.1f} to {limits['upper_limit_months']:+.1f} months (each -/+ "
+            f"{limits['limit_margin_months']:.1f}); -/+ is half of the 95 % interval."
         )
     if slopes and slopes.get("slope_over_reference") is not None:
         found = {name: _slope(slopes, f"slope_over_{name}") for name in ("reference", "predicted")}
@@ -207,9 +234,21 @@ def _age_claim(metrics: Mapping[str, Any]) -> list[str]:
     if claim:
         said.append(
             f'"{claim["claim"].capitalize()}": {claim["verdict"]} (permutation test over 24-month bands, p '
-            f"{p_text(claim['p_value'])}; the MAEs of the bands differ by up to {claim['spread_months']:.1f} months)."
+            f"{permutation_p_text(claim)}; the MAEs of the bands differ by up to {claim['spread_months']:.1f} months)."
         )
     return said
+
+
+def permutation_p_text(claim: Mapping[str, Any]) -> str:
+    """ "= 0.0123", or that it is the smallest p-value that so many permutations can give.
+
+    Args:
+        claim: `p_value` and, where it is known, `permutations`.
+    """
+    n = claim.get("permutations")
+    if n is None or claim["p_value"] > 1.001 / (1 + n):
+        return p_text(claim["p_value"])
+    return f"<= {claim['p_value']:.4f}, the smallest that {n:,} permutations can give"
 
 
 def _slope(slopes: Mapping[str, Any], key: str) -> str:
@@ -219,7 +258,7 @@ def _slope(slopes: Mapping[str, Any], key: str) -> str:
     return f"{value:+.3f}" if None in ends else f"{value:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]"
 
 
-def _coverage(interval: Mapping[str, Any] | None) -> str:
+def _coverage(interval: Mapping[str, Any] | None, made_with: Mapping[str, Any] | None) -> str:
     if not interval:
         return "It gives no interval, so there is no coverage."
 
@@ -234,7 +273,8 @@ def _coverage(interval: Mapping[str, Any] | None) -> str:
         *((f"{third} third of the references", found) for third, found in interval["by_reference_tercile"].items()),
     ]
     rest = "; ".join(f"{name} {said(found)}" for name, found in parts)
-    return f"Its intervals hold the reference in {said(interval['all'])}. By group: {rest}."
+    level = f"{100 * (1 - made_with['alpha']):.0f} % " if made_with and "alpha" in made_with else ""
+    return f"Its {level}intervals hold the reference in {said(interval['all'])}. By group: {rest}."
 
 
 def _with_interval(row: Mapping[str, Any], measure: str) -> str:
@@ -248,7 +288,9 @@ def _with_interval(row: Mapping[str, Any], measure: str) -> str:
 
 def _age_sections(findings: Findings, names: Mapping[str, str]) -> list[Section]:
     groups = {
-        protocol: {names[run.folder]: run for run in runs if run.manifest["system"].get("adapter") != "ConstantSystem"}
+        protocol.name: {
+            names[run.folder]: run for run in runs if run.manifest["system"].get("adapter") != "ConstantSystem"
+        }
         for protocol, runs in findings.by_protocol().items()
     }
     groups = {protocol: runs for protocol, runs in groups.items() if runs}
@@ -292,8 +334,11 @@ def _stress_sections(findings: Findings, names: Mapping[str, str]) -> list[Secti
                 "The same radiographs turned, mirrored, darkened, marked, made coarser: seven kinds after "
                 "Santomartino et al., Radiol Artif Intell 2024, https://doi.org/10.1148/ryai.230240, with settings of "
                 "this project. n.s.: the absolute errors do not change significantly (Wilcoxon signed-rank, Holm over "
-                "the settings). A change of the MAE can hide moves that cancel: read the shares beside it. No quality "
-                "gate takes part, which in the pipeline refuses or puts right some of these pictures.",
+                "the settings). The intervals and that test can differ: an interval is of the mean change, not "
+                "corrected for the number of settings, and moved by a few large errors, while the test goes by what "
+                "happens to most images and may point to smaller errors where the mean grows. A change of the MAE can "
+                "hide moves that cancel: read the shares beside it. No quality gate takes part, which in the pipeline "
+                "refuses or puts right some of these pictures.",
             ),
             pictures=(Picture("stress", alt, partial(pictures.draw_stress, named)),),
             upright=True,
@@ -313,11 +358,13 @@ def _stress_sections(findings: Findings, names: Mapping[str, str]) -> list[Secti
             for row in study.table.to_dict(orient="records")
         )
         manifest, changed = study.manifest, int((study.table["mae_change_holm_p"] < ALPHA).sum())
+        moved = (study.table["mae_change_low_months"] > 0) | (study.table["mae_change_high_months"] < 0)
         paragraph = (
             f"Folder {study.folder}, revision {manifest['revision']}, {manifest['protocol']}, split "
             f"{manifest['split']}, images: {manifest['images']}; MAE of these images unchanged "
-            f"{manifest['unchanged_mae_months']:.2f} months. {changed} of {len(study.table)} settings change the "
-            "absolute errors significantly."
+            f"{manifest['unchanged_mae_months']:.2f} months. Of {len(study.table)} settings {int(moved.sum())} have "
+            f"an interval of the MAE change that leaves out 0, and {changed} change the absolute errors significantly "
+            "(Wilcoxon with Holm)."
         )
         table = Table(f"{name} under {len(rows)} settings; months", columns, rows, frozenset(columns[1:]))
         sections.append(Section(f"Stress test of {name}", (paragraph,), table))
@@ -342,8 +389,10 @@ def _attention_sections(findings: Findings, names: Mapping[str, str]) -> list[Se
     ]
     columns = ("Part", "Third of the age", "Region", "n", "Energy", "Area", "Gaussian", "Shuffled", "Other map")
     for name, study in named.items():
+        # By region of what is known to be unseen; of all where nothing is.
+        known = "unseen" if (study.table["part"] == "unseen").any() else "all"
         half = study.table.query(
-            "tolerance_cells == 0.5 and (region == 'all' or (part == 'unseen' and third == 'all'))"
+            f"tolerance_cells == 0.5 and (region == 'all' or (part == '{known}' and third == 'all'))"
         )
         rows = tuple(
             (
@@ -535,7 +584,7 @@ def _machine(manifest: Mapping[str, Any]) -> str:
 def _cost_sections(
     findings: Findings, names: Mapping[str, str], published: Sequence[PublishedResult]
 ) -> list[Section]:
-    costed: list[tuple[Costed, str, str]] = []
+    costed: list[tuple[Costed, str, str]] = []  # with the protocol of the MAE and the status in words
     for study in findings.speed:
         network = study.table[(study.table["what"] == "network") & (study.table["batch"] == 1)]
         network = network[(network["precision"] == "fp32") & (network["threads"] == network["threads"].max())]
@@ -553,7 +602,8 @@ def _cost_sections(
                     gflop=gflop,
                     milliseconds=milliseconds,
                 )
-                costed.append((own, run.protocol.name, "measured"))
+                twice = ", twice the network: image and mirror image" if passes == 2 else ""
+                costed.append((own, run.protocol.name, f"measured{twice}"))
         for network_name, system, protocol, count, at_least in _PEERS:
             mae = find(published, system, protocol).mae_months if published else None
             if network_name in cost and isinstance(mae, Decimal):

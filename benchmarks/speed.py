@@ -19,7 +19,7 @@ from boneage_hf.prepared import PreparedImages
 from boneage_hf.recipes import Recipe
 from boneage_hf.training import TrainingRun, augmentation_generator, build_model, make_batch, make_processor
 
-from .provenance import seal
+from .provenance import check_out, seal
 
 #: Where the images of a step come from, see [`TrainingSpeed`].
 SOURCES = ("from_disk", "from_memory", "ready")
@@ -68,10 +68,12 @@ def training_speed(
         out: gets `training.csv` (images per second by source) and `manifest.json`.
 
     Raises:
-        InputError: fewer than one step.
+        InputError: fewer than one step, or `out` holds something else or cannot be written.
     """
     if steps < 1:
         raise InputError(f"The number of steps must be 1 or more, not {steps}.")
+    if out is not None:
+        check_out(out, ("training.csv", "manifest.json"), task="training-speed")
     generator = np.random.default_rng(0)
     shape = (_IMAGES, recipe.image_size, recipe.image_size)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from benchmarks import attention
 from benchmarks.attention import (
     BUILTIN_BOXES,
+    UNKNOWN,
     BoxedMap,
     box_cells,
     box_mask,
+    data_parts,
     energy_shares,
     load_boxes,
     measure,
@@ -21,6 +24,7 @@ from benchmarks.attention import (
 )
 from benchmarks.cli import main
 from benchmarks.findings import load_findings
+from benchmarks.protocol import PROTOCOLS, TRAINING_PARTS
 from boneage_hf.data import load_prepared, prepare_phantoms
 from boneage_hf.errors import InputError
 from boneage_hf.explain import WHOLE, upsample_attention
@@ -30,15 +34,17 @@ HEADER = ",".join(attention.COLUMNS)
 BOXES = np.array([[0.1, 0.2, 0.35, 0.4], [0.3, 0.3, 0.5, 0.6]])
 
 
-def item(grid: np.ndarray, months: float = 100.0, split: str = "test") -> BoxedMap:
+def item(grid: np.ndarray, months: float = 100.0, data_part: str = "unseen") -> BoxedMap:
     boxes = {"DIP": BOXES[:1], "Wrist": BOXES[1:]}
-    return BoxedMap(attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=months, split=split)
+    return BoxedMap(
+        attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=months, data_part=data_part
+    )
 
 
 def test_boxes_are_measured_in_cells_of_the_part_of_the_map_that_shows_the_radiograph() -> None:
     boxes = {"DIP": np.array([[0.1, 0.1, 0.2, 0.3], [0.5, 0.5, 0.9, 0.6]]), "Wrist": np.zeros((0, 4))}
     grid = np.ones((10, 20))
-    one = BoxedMap(attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=100.0, split="test")
+    one = BoxedMap(attention=grid, boxes=boxes, size=(60, 50), part=WHOLE, bone_age_months=100.0, data_part="unseen")
     assert box_cells([one]) == {"DIP": pytest.approx((2.0 + 8.0) / 2)}
     half = dataclasses.replace(one, part=(0.25, 0.0, 0.75, 1.0))
     assert box_cells([half]) == {"DIP": pytest.approx((2.0 + 4.0) / 2)}
@@ -103,7 +109,7 @@ def test_a_map_on_the_boxes_beats_every_rival_and_one_beside_them_none() -> None
     on = upsample_attention(box_mask(BOXES, (14, 14)).astype(np.float32), 7, 7) + 0.001
     # The maps must differ, or that of another radiograph is as good.
     spread = [np.roll(on, shift, axis=1) for shift in (0, 3)]
-    table = measure([item(on if n % 2 else spread[1], 20.0 * n, "train") for n in range(12)])
+    table = measure([item(on if n % 2 else spread[1], 20.0 * n, "training") for n in range(12)])
     row = table.query("part == 'training' and third == 'all' and region == 'all' and tolerance_cells == 0").iloc[0]
     assert row["over_shuffled_cells"] > 0
     beside = measure([item(1.001 - np.minimum(on, 1), 20.0 * n) for n in range(12)])
@@ -114,7 +120,7 @@ def test_a_map_on_the_boxes_beats_every_rival_and_one_beside_them_none() -> None
 def test_rows_are_grouped_by_part_third_region_and_tolerance() -> None:
     generator = np.random.default_rng(1)
     items = [
-        item(generator.uniform(0.1, 1, (7, 7)).astype(np.float32), 10.0 * n, "train" if n < 6 else "test")
+        item(generator.uniform(0.1, 1, (7, 7)).astype(np.float32), 10.0 * n, "training" if n < 6 else "unseen")
         for n in range(12)
     ]
     table = measure(items).set_index(["part", "third", "region", "tolerance_cells"])["n"]
@@ -138,7 +144,7 @@ def test_the_verdict_follows_the_intervals() -> None:
     good = [item(maps[n] if n < 6 else on, 10.0 * n) for n in range(12)]
     assert "not borne out" in verdict(measure([item(1.001 - on.clip(0, 1), 10.0 * n) for n in range(12)]))
     assert "in the 4 unseen radiographs of the oldest third" in verdict(measure(good))
-    trained = measure([item(on, 10.0 * n, "train") for n in range(12)])
+    trained = measure([item(on, 10.0 * n, "training") for n in range(12)])
     assert "cannot be tested here" in verdict(trained)
 
 
@@ -200,6 +206,9 @@ def test_the_command_measures_drawn_hands(phantoms: Path, tmp_path: Path, capsys
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["n"] == len(ids)
     assert manifest["trained_on_this_training_part"] is None
+    # This checkpoint does not say what it was trained on.
+    table = load_findings([out]).attention[0].table
+    assert set(table["part"]) == {"all", "training", "seen or not: unknown"}
     assert manifest["verdict"] in capsys.readouterr().out
     first = (out / "attention.csv").read_bytes()
     assert main(["attention", str(TINY), str(phantoms), "--boxes", str(path), "--out", str(out)]) == 0
@@ -215,3 +224,46 @@ def test_a_data_set_without_boxes_is_refused(
     assert main(["attention", str(TINY), str(phantoms), "--boxes", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "ids do not match" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+REFERENCE: dict[str, dict[str, Any]] = {
+    "train": {"fingerprint": TRAINING_PARTS["rsna-reference-train-9458"]},
+    "validation": {"fingerprint": "5" * 64},
+    "test": {"fingerprint": PROTOCOLS["reference-test-1024"].ground_truth_fingerprint},
+}
+
+
+@pytest.mark.parametrize(
+    ("seen", "validation", "test"),
+    [
+        (("rsna-reference-train-9458",), "unseen", "unseen"),
+        (("rsna-training-12611", "rsna-validation-1425"), UNKNOWN, "training"),
+        (("rsna-reference-train-9458", "rsna-training-12611"), UNKNOWN, "training"),
+        (("rsna-reference-train-9458", "labels 555555555555"), "training", "unseen"),
+        (("labels 111111111111",), UNKNOWN, UNKNOWN),
+        (None, UNKNOWN, UNKNOWN),
+    ],
+)
+def test_radiographs_are_unseen_where_what_was_seen_is_known_to_hold_none_of_them(
+    seen: tuple[str, ...] | None, validation: str, test: str
+) -> None:
+    expected = {"train": "training", "validation": validation, "test": test}
+    assert data_parts(seen, REFERENCE) == expected
+
+
+def test_no_claim_is_tested_on_radiographs_that_may_have_been_seen() -> None:
+    table = measure([item(np.ones((7, 7), np.float32), 10.0 * n, UNKNOWN) for n in range(12)])
+    assert "No radiograph of the oldest third is known to be unseen" in verdict(table)
+
+
+def test_an_attention_test_of_other_weights_or_another_command_is_not_overwritten(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [row_id for split in load_prepared(phantoms).values() for row_id in split["id"]]
+    monkeypatch.setattr(attention, "load_boxes", lambda boxes: {row_id: {} for row_id in ids})
+    monkeypatch.setattr(attention, "_boxed_map", lambda *arguments, **options: pytest.fail("work was done"))
+    for manifest in ('{"task": "stress"}', '{"task": "attention", "revision": "another"}', "damaged"):
+        (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
+        assert main(["attention", str(TINY), str(phantoms), "--out", str(tmp_path)]) == 2
+        assert "--out holds results of something else" in capsys.readouterr().err
+        assert (tmp_path / "manifest.json").read_text(encoding="utf-8") == manifest

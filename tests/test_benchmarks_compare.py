@@ -142,8 +142,8 @@ def test_a_comparison_is_kept_without_labels_and_read_back(
     assert {path.name for path in out.iterdir()} == {"comparison.csv", "manifest.json"}
     findings = load_findings([*folders, out])
     assert findings.comparisons == (compare_folders(folders, prepared_phantoms),)
-    assert findings.comparison("drawn-hands-8") is findings.comparisons[0]
-    assert load_findings(folders).comparison("drawn-hands-8") is None
+    assert findings.comparison(protocol_of(prepared_phantoms)) is findings.comparisons[0]
+    assert load_findings(folders).comparison(protocol_of(prepared_phantoms)) is None
     assert load_findings(folders, data=prepared_phantoms).comparisons == findings.comparisons
     assert main(["check", *map(str, folders), str(out)]) == 0
 
@@ -243,3 +243,70 @@ def test_check_measures_again_from_the_labels(
     (copy / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
     assert main(["check", str(copy), "--data", str(prepared_phantoms)]) == 2
     assert "mae_months is" in capsys.readouterr().err
+
+
+def test_two_result_folders_of_one_name_are_refused(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folders[1], tmp_path / "b" / "middle")
+    both = [str(folders[0]), str(tmp_path / "b" / "middle"), "--measured", str(tmp_path / "none.csv")]
+    assert main(["report", *both, "--out", str(tmp_path / "out")]) == 2
+    assert "two result folders are named middle; name each once, and rename one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="named middle"):
+        load_findings([folders[0], folders[0].parent / "old" / ".." / "middle"])
+
+
+def test_two_own_protocols_of_one_name_do_not_share_a_report(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path
+) -> None:
+    other = protocol_of(prepared_phantoms, ground_truth="read again")
+    run_system(Fixed("a", 100.0), protocol=other, data=prepared_phantoms, out=tmp_path / "other", progress=False)
+    with pytest.raises(InputError, match="middle and other are under two protocols of the name drawn-hands-8"):
+        load_findings([folders[0], tmp_path / "other"])
+
+
+def test_runs_on_differently_prepared_images_do_not_share_a_report(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    content = json.loads((folders[1] / "manifest.json").read_text(encoding="utf-8"))
+    other = broken(folders[1], tmp_path, data={**content["data"], "key": "another"})
+    with pytest.raises(InputError, match="middle and old read images that were prepared from other files"):
+        load_findings([folders[0], other])
+    elsewhere = {**content["system"], "reads_images": False}
+    found = load_findings([folders[0], broken(other, tmp_path / "csv", system=elsewhere)])
+    assert len(found.runs) == 2
+
+
+def test_compare_and_add_pass_over_a_comparison(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    options = ["--data", str(prepared_phantoms), "--out", str(out)]
+    assert main(["compare", *map(str, folders), *options]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(out), *map(str, folders), *options]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"passed over {out}, which is a comparison and no run"
+    table = tmp_path / "measured.csv"
+    assert main(["add", str(out / "metrics.json"), "--measured", str(table)]) == 0
+    assert capsys.readouterr().out == f"passed over {out}, which is a comparison and no run\n"
+    assert not table.exists()
+
+
+def test_runs_with_the_same_predictions_stand_in_a_report_with_their_comparison(
+    folders: tuple[Path, Path], prepared_phantoms: Path, tmp_path: Path
+) -> None:
+    run_system(
+        Fixed("twin", 120.0),
+        protocol=protocol_of(prepared_phantoms),
+        data=prepared_phantoms,
+        out=tmp_path / "twin",
+        progress=False,
+    )
+    three, out = [*map(str, folders), str(tmp_path / "twin")], tmp_path / "comparison"
+    assert main(["compare", *three, "--data", str(prepared_phantoms), "--out", str(out)]) == 0
+    report = ["report", *three, str(out), "--measured", str(tmp_path / "none.csv"), "--out", str(tmp_path / "report")]
+    assert main(report) == 0
+    assert main(["check", *three, str(out), "--data", str(prepared_phantoms)]) == 0
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| middle | twin | 0.00 [0.00, 0.00] |" in text
+    assert load_findings([*folders, out]).comparison(protocol_of(prepared_phantoms)) is None

@@ -1,5 +1,6 @@
 """Result folders of every kind: told apart, refused where they are not in order, and drawn."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from benchmarks.findings import Findings, Study, check_findings, kind_of, load_f
 from benchmarks.measured import RESULTS
 from benchmarks.pictures import Costed, draw_cost_into
 from benchmarks.report import write_report
-from benchmarks.results_folder import result_folders
+from benchmarks.results_folder import Result, result_folders
 from benchmarks.stress import SETTINGS, stress_checkpoint
 from boneage_hf.errors import InputError
 
@@ -206,6 +207,40 @@ def test_a_study_is_named_after_the_system_of_its_revision(everything: Findings)
     assert "Attention of B" in headings
     assert len(rows_of(section(sections, "Stress test of B"))) == len(SETTINGS)
     assert section(sections, "Attention of B").paragraphs[0] == "It is not so."
+
+
+def test_a_stress_test_counts_intervals_that_leave_out_0_and_significant_settings_apart() -> None:
+    study = stress_study("revision of B")
+    table = study.table.assign(mae_change_low_months=-1.0, mae_change_high_months=1.0, mae_change_holm_p=0.2)
+    table.loc[:2, "mae_change_low_months"] = 0.5
+    table.loc[3, "mae_change_high_months"] = -0.5
+    table.loc[:0, "mae_change_holm_p"] = 0.01
+    sections = sections_with(findings=Findings(stress=(dataclasses.replace(study, table=table),)))
+    said = section(sections, "Stress test of example @ revision of B").paragraphs[0]
+    assert f"Of {len(SETTINGS)} settings 4 have an interval of the MAE change that leaves out 0, and 1 change" in said
+    assert "may point to smaller errors where the mean grows" in section(sections, "Stress test").paragraphs[0]
+
+
+def test_the_cost_of_flip_averages_is_said_to_be_twice_the_network(everything: Findings) -> None:
+    runs = tuple(replace_flip(run) for run in everything.runs)
+    own = rows_of(section(sections_with(findings=dataclasses.replace(everything, runs=runs)), "Cost"))[0]
+    assert (own["CPU milliseconds"], own["Status"]) == (
+        "40.0",
+        "measured, twice the network: image and mirror image",
+    )
+
+
+def replace_flip(run: Result) -> Result:
+    return dataclasses.replace(run, metrics={**run.metrics, "flip_average": True})
+
+
+def test_a_study_without_unseen_radiographs_shows_the_regions_of_all(everything: Findings) -> None:
+    study = attention_study("another")
+    table = study.table.assign(part=study.table["part"].replace("unseen", "seen or not: unknown"))
+    sections = sections_with(findings=Findings(attention=(dataclasses.replace(study, table=table),)))
+    rows = rows_of(section(sections, "Attention of example @ another"))
+    assert {row["Region"] for row in rows if row["Part"] == "all"} == {"all", "DIP", "Wrist"}
+    assert {row["Region"] for row in rows if row["Part"] != "all"} == {"all"}
 
 
 def test_cost_pairs_measured_errors_with_measured_compute_and_marks_what_is_cited(everything: Findings) -> None:

@@ -184,3 +184,11 @@ def test_the_columns_that_readers_of_the_table_rely_on_exist() -> None:
     needed = {"system", "checkpoint", "mae_months", "mae_low", "mae_high", "rmse_months", "rmse_low", "mse_months2"}
     assert needed <= set(COLUMNS)
     assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_a_share_is_kept_with_the_digits_that_a_percentage_with_one_decimal_needs(tmp_path: Path) -> None:
+    content = metrics_json()
+    content["metrics"]["within_12_months_ci95"] = [0.5, 0.5615234375]
+    add_measured_row(content, system="Example", path=tmp_path / "measured.csv")
+    (row,) = load_measured(tmp_path / "measured.csv")
+    assert f"{100 * (row.values['within_12_months'][2] or 0):.1f}" == "56.2"

@@ -34,9 +34,17 @@ def test_equal_fields_make_equal_protocols_and_another_ground_truth_makes_anothe
         (FIELDS | {"reader": 2}, 'no field "reader"; did you mean "readers"?'),
         ({key: value for key, value in FIELDS.items() if key != "split"}, 'needs the field "split"'),
         (FIELDS | {"unit": "years"}, 'the unit is "years"; convert to "months"'),
-        (FIELDS | {"n": 0}, "n is 0; give a positive number"),
+        (FIELDS | {"n": 0}, "n is 0; give a positive whole number"),
         (FIELDS | {"ground_truth_fingerprint": "abc"}, "no sha256"),
         (FIELDS | {"name": ""}, "no name"),
+        (FIELDS | {"n": "1024"}, "n is '1024'; give a positive whole number"),
+        (FIELDS | {"n": True}, "n is True; give a positive whole number"),
+        (FIELDS | {"readers": 1.5}, "readers is 1.5; give a positive whole number"),
+        (FIELDS | {"ground_truth_fingerprint": 5}, "no sha256"),
+        (FIELDS | {"overlaps": None}, "must be a list of names"),
+        (FIELDS | {"data_set": ["D"]}, "data_set must be a text"),
+        (FIELDS | {"same_images": "yes"}, "same_images must be true or false"),
+        (FIELDS | {"overlaps": ["rsna-traning-12611"]}, 'did you mean "rsna-training-12611"?'),
     ],
 )
 def test_a_wrong_protocol_is_refused_with_its_cure(fields: dict[str, object], message: str) -> None:

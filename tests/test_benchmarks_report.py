@@ -19,6 +19,7 @@ from benchmarks.registry import load_published, load_reference_table
 from benchmarks.report import MISSING, Section, build_sections, to_html, to_markdown, write_report
 from benchmarks.results_folder import Result
 from benchmarks.run import over_age
+from benchmarks.sections import permutation_p_text
 from boneage_hf.errors import InputError
 from boneage_hf.metrics import by_group, error_metrics, error_over_age
 
@@ -414,6 +415,66 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(InputError, match="no report"):
         write_report(tmp_path / "other", measured=())
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_a_picture_that_no_report_wrote_is_left(tmp_path: Path) -> None:
+    findings = findings_of(A=noise(30, 1), B=noise(4, 2))
+    write_report(tmp_path, measured=[measured_row("A", 24.0), measured_row("B", 3.0)], findings=findings)
+    (tmp_path / "mine.svg").write_text("", encoding="utf-8")
+    write_report(tmp_path, measured=())
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"mine.svg"}
+
+
+def test_results_of_another_command_are_not_overwritten_by_a_report(tmp_path: Path) -> None:
+    write_report(tmp_path, measured=())
+    (tmp_path / "manifest.json").write_text('{"run_key": "1"}', encoding="utf-8")
+    with pytest.raises(InputError, match="results of another command"):
+        write_report(tmp_path, measured=())
+
+
+def test_a_system_that_was_trained_on_nothing_is_said_to_be() -> None:
+    known = {None: "not known", (): "nothing", ("other: A", "other: B"): "other: A, other: B"}
+    for trained_on, said in known.items():
+        run = run_of("A", noise(4, 1))
+        run = dataclasses.replace(run, metrics={**run.metrics, "trained_on": trained_on})
+        found = section(sections_with(measured_row("A", 3.0), findings=Findings(runs=(run,))), "System A")
+        assert f"Trained on: {said}. Leakage" in found.paragraphs[0]
+
+
+def test_the_level_of_intervals_stands_beside_their_coverage() -> None:
+    run = run_of("A", noise(4, 1))
+    part = {"n": 9, "coverage": 0.8, "coverage_ci95": [0.7, 0.9], "mean_width_months": 20.0}
+    interval = {"all": part, "by_predicted_tercile": {}, "by_reference_tercile": {}}
+    system = {**run.manifest["system"], "interval": {"alpha": 0.1}}
+    run = dataclasses.replace(run, metrics={**run.metrics, "interval": interval}, manifest={"system": system})
+    found = section(sections_with(measured_row("A", 3.0), findings=Findings(runs=(run,))), "System A")
+    assert "Its 90 % intervals hold the reference in 80.0 % [70.0, 90.0]" in " ".join(found.paragraphs)
+
+
+def test_predictions_made_elsewhere_are_said_to_be_of_unknown_images() -> None:
+    run = run_of("A", noise(4, 1))
+    system = {**run.manifest["system"], "reads_images": False, "adapter": "PredictionsCsvSystem"}
+    findings = Findings(runs=(dataclasses.replace(run, manifest={"system": system}),))
+    sections = sections_with(measured_row("A", 3.0), findings=findings)
+    assert "Which copies of the images" in " ".join(section(sections, "System A").paragraphs)
+    assert "images seen: unknown" in section(sections, "Ranking of measured systems").pictures[0].alt
+    (row,) = [row for row in rows_of(section(sections, f"Protocol {DECIMAL.name}")) if row["System"] == "A"]
+    assert row["Note"] == "images seen: unknown"
+
+
+def test_the_smallest_p_value_of_a_permutation_test_is_said_to_be_a_bound() -> None:
+    assert permutation_p_text({"p_value": 1 / 2001, "permutations": 2000}) == (
+        "<= 0.0005, the smallest that 2,000 permutations can give"
+    )
+    assert permutation_p_text({"p_value": 2 / 2001, "permutations": 2000}) == "= 0.0010"
+    assert permutation_p_text({"p_value": 0.2}) == "= 0.2000"
+
+
+def test_signs_and_words_are_explained_where_they_stand() -> None:
+    sections = sections_with(measured_row("A", 3.0), findings=Findings(runs=(run_of("A", noise(9, 1)),)))
+    assert "Flip average: predictions are means" in section(sections, "Measured by this project").paragraphs[0]
+    assert "-/+ is half of the 95 % interval" in " ".join(section(sections, "System A").paragraphs)
+    assert "(derived): converted to months" in " ".join(section(sections, "Protocol rsna-test-200").paragraphs)
 
 
 def test_the_csv_has_all_rows_and_leaves_unknown_numbers_empty(tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ from own_protocol import protocol_file, protocol_of
 from benchmarks import run
 from benchmarks.cli import main
 from benchmarks.findings import check_findings
+from benchmarks.measured import RESULTS
 from benchmarks.protocol import PROTOCOLS, Protocol
 from benchmarks.results_folder import Result, load_result, recompute, result_folders
 from benchmarks.run import load_test_set, run_system
 from benchmarks.systems import System
+from benchmarks.systems.checkpoint import trained_on
 from boneage_hf.data import load_split
 from boneage_hf.errors import InputError
 from boneage_hf.evaluation import predict_dataset
-from boneage_hf.hub import load_pipeline
+from boneage_hf.hub import DEFAULT_CHECKPOINT, load_pipeline
 from boneage_hf.interval_boneage import interval_months
 
 ROOT = Path(__file__).parent.parent
@@ -279,3 +281,50 @@ def counted(prepared_phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_committed_figures_follow_from_committed_predictions(prepared_rsna: Path) -> None:
     """Runs, stress tests and comparisons; attention, gate and speed keep no predictions."""
     check_findings(result_folders(), data=prepared_rsna)
+
+
+def predictions_of(prepared: Path, folder: Path) -> str:
+    """`--system` for predictions of the eight hands that somebody made elsewhere."""
+    ids = list(load_split(prepared, "validation")["id"])
+    table = pd.DataFrame({"id": ids, "predicted_months": np.linspace(60, 130, len(ids))})
+    table.to_csv(folder / "theirs.csv", index=False)
+    return f"predictions-csv:{folder / 'theirs.csv'}"
+
+
+def test_a_finished_run_is_not_taken_for_one_of_a_system_that_has_seen_other_data(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "--system", predictions_of(prepared_phantoms, tmp_path), "--data", str(prepared_phantoms)]
+    command += ["--protocol", str(protocol_file(protocol, tmp_path)), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main(command) == 0
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert main([*command, "--trained-on", "rsna-training-12611"]) == 2
+    assert "trained on unknown data, now it is rsna-training-12611; name another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("checkpoint", ["default", "vgg19-attention", "vgg19-attention-sex"])
+def test_a_committed_run_says_of_its_checkpoint_what_is_known_today(checkpoint: str) -> None:
+    manifest = json.loads((RESULTS / f"{checkpoint}-test-1024" / "manifest.json").read_text(encoding="utf-8"))
+    folder = DEFAULT_CHECKPOINT if checkpoint == "default" else ROOT / "checkpoints" / checkpoint
+    provenance = json.loads((folder / "config.json").read_text(encoding="utf-8"))["provenance"]
+    assert manifest["system"]["trained_on"] == list(trained_on(provenance) or ())
+
+
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "meta"])
+def test_a_device_that_cannot_be_used_is_refused_in_one_sentence(
+    prepared_phantoms: Path, protocol: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    arguments = ["--protocol", str(protocol_file(protocol, tmp_path)), "--data", str(prepared_phantoms)]
+    arguments += ["--out", str(tmp_path / "out"), "--device", device]
+    assert main(["run", "--system", f"checkpoint:{TINY}", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f'error: --device "{device}" cannot be used here; leave it out')
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_protocol_that_tells_another_number_of_images_is_refused(prepared_phantoms: Path) -> None:
+    with pytest.raises(InputError, match=r"says n is 9, its split has 8 images; correct n"):
+        load_test_set(protocol_of(prepared_phantoms, n=9), prepared_phantoms)

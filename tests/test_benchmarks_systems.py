@@ -462,3 +462,31 @@ def test_matched_grey_levels_have_the_distribution_of_the_reference() -> None:
         levels = np.unique(wanted)
         slow[index] = np.interp(share, [(wanted <= other).mean() for other in levels], levels)
     assert (match_histograms(image, reference) == slow).all()
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "constant", "deeplasia-service"])
+def test_who_knows_what_it_was_trained_on_is_not_told(options: SystemOptions, kind: str) -> None:
+    with pytest.raises(InputError, match=f'"{kind}" itself knows what it was trained on; leave out --trained-on'):
+        build_system(kind, replace(options, trained_on=("rsna-training-12611",)))
+
+
+def test_the_model_whose_card_says_what_it_was_trained_on_is_not_told(options: SystemOptions) -> None:
+    told = replace(options, trained_on=("other: a hospital",), trust_remote_code=True)
+    with pytest.raises(InputError, match="leave out --trained-on"):
+        build_system("transformers-remote", told)
+
+
+@pytest.mark.parametrize("line", ["import no_such_package", "def late():\n    pass\n\nimport no_such_package.part"])
+def test_a_package_that_remote_code_lacks_is_named(
+    remote: Path, options: SystemOptions, tmp_path: Path, line: str
+) -> None:
+    stand_in(tmp_path / "age", "age")
+    code = tmp_path / "age" / "modeling.py"
+    code.write_text(f"{line}\n{code.read_text(encoding='utf-8')}", encoding="utf-8")
+    with pytest.raises(InputError, match="needs the package no_such_package; install it"):
+        build_system(f"transformers-remote:{tmp_path / 'age'}", replace(options, trust_remote_code=True))
+
+
+def test_an_address_that_is_no_url_is_refused(options: SystemOptions) -> None:
+    with pytest.raises(InputError, match="no URL; write it as http://localhost:8080"):
+        build_system("deeplasia-service:http://[::1", options)

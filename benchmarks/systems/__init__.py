@@ -50,15 +50,24 @@ KINDS: dict[str, Callable[[str, SystemOptions], System]] = {
 }
 
 
+#: Kinds that cannot know what they were trained on: `--trained-on` says it.
+TOLD = ("predictions-csv", "transformers-remote")
+
+
 def build_system(spec: str, options: SystemOptions) -> System:
     """The system that `KIND[:ARG]` names; `checkpoint` alone is the packaged one.
 
     Raises:
-        InputError: the kind is unknown, or the adapter cannot use the argument or the options.
+        InputError: the kind is unknown, it is told what it knows itself, or the adapter cannot use the argument or
+            the options.
     """
     kind, _, argument = spec.partition(":")
     if kind.lower() == "axnet":
         raise InputError("AXNet has no public weights, so it cannot be run; its published row stays cited.")
     if kind not in KINDS:
         raise InputError(f'there is no kind of system "{kind}"; {did_you_mean(kind, KINDS)}')
+    if options.trained_on is not None and kind not in TOLD:
+        raise InputError(
+            f'"{kind}" itself knows what it was trained on; leave out --trained-on, which is for {" and ".join(TOLD)}.'
+        )
     return KINDS[kind](argument, options)

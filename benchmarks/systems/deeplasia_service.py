@@ -46,7 +46,11 @@ class DeeplasiaServiceSystem(System):
     def __init__(
         self, url: str, *, timeout_seconds: float = TIMEOUT_SECONDS, pauses: tuple[float, ...] = PAUSES
     ) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        try:
+            scheme = urllib.parse.urlsplit(url).scheme
+        except ValueError:  # an IPv6 address without its closing bracket
+            raise InputError("the address of the service is no URL; write it as http://localhost:8080.") from None
+        if scheme not in ("http", "https"):
             raise InputError("the address of the service must begin with http:// or https://.")
         self.url, self.timeout_seconds, self.pauses = url.rstrip("/"), timeout_seconds, pauses
         # The service does not tell its version; its settings are what is known to decide a prediction.

@@ -1,5 +1,6 @@
 """A model from the Hub that brings its own code: ianpan/bone-age behind its crop model, or one with its interface."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class TransformersRemoteSystem(System):
         """`argument`: `ID[@REVISION]`, by default ianpan/bone-age; the crop model's id is that with `-crop`.
 
         Raises:
-            InputError: remote code is not allowed, or a model cannot be had.
+            InputError: remote code is not allowed, a model cannot be had, its code needs a package that is not
+                installed, or ianpan/bone-age is told what it was trained on.
         """
         if not options.trust_remote_code:
             raise InputError(
@@ -63,6 +65,8 @@ class TransformersRemoteSystem(System):
                 "--trust-remote-code."
             )
         source, revision = _split(argument or MODEL)
+        if source == MODEL and options.trained_on is not None:
+            raise InputError(f"the card of {MODEL} says what it was trained on; leave out --trained-on.")
         crop_source, crop_revision = _split(options.crop_model or f"{source}-crop")
         model, crop = _load(source, revision), _load(crop_source, crop_revision)
         name = Path(source).name if Path(source).is_dir() else source
@@ -138,6 +142,11 @@ def _split(argument: str) -> tuple[str, str | None]:
 def _load(source: str, revision: str | None) -> Any:
     try:
         return AutoModel.from_pretrained(source, revision=revision, trust_remote_code=True)
+    except ImportError as error:
+        # transformers names them in its sentence, Python's own import in an attribute.
+        named = re.search(r"not found in your environment: ([^\s,]+(?:, [^\s,]+)*?)\.(?:\s|$)", str(error))
+        package = named[1] if named else error.name or "that it does not name"
+        raise InputError(f"the model's code needs the package {package}; install it, then run again.") from None
     except (OSError, ValueError):
         raise InputError(
             "the model or its crop model is neither a folder nor a model that the Hub gives; check the spelling, the "
