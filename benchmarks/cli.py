@@ -203,11 +203,10 @@ def _report(arguments: argparse.Namespace) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    from boneage_hf.metrics import format_metrics
+    from boneage_hf.metrics import format_metrics, permutation_p_text
 
     from .protocol import read_protocol
     from .run import choose_device, run_system
-    from .sections import permutation_p_text
     from .systems import SystemOptions, build_system
     from .systems.base import check_trained_on
 

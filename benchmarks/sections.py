@@ -5,6 +5,8 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from boneage_hf.metrics import permutation_p_text
+
 from . import pictures
 from .compare import Comparison, p_text, verdict
 from .findings import Findings, Study
@@ -237,18 +239,6 @@ def _age_claim(metrics: Mapping[str, Any]) -> list[str]:
             f"{permutation_p_text(claim)}; the MAEs of the bands differ by up to {claim['spread_months']:.1f} months)."
         )
     return said
-
-
-def permutation_p_text(claim: Mapping[str, Any]) -> str:
-    """ "= 0.0123", or that it is the smallest p-value that so many permutations can give.
-
-    Args:
-        claim: `p_value` and, where it is known, `permutations`.
-    """
-    n = claim.get("permutations")
-    if n is None or claim["p_value"] > 1.001 / (1 + n):
-        return p_text(claim["p_value"])
-    return f"<= {claim['p_value']:.4f}, the smallest that {n:,} permutations can give"
 
 
 def _slope(slopes: Mapping[str, Any], key: str) -> str:

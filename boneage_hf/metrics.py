@@ -453,6 +453,18 @@ def format_over_age(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"95 % limits of agreement: {agreement}", claim])
 
 
+def permutation_p_text(claim: Mapping[str, Any]) -> str:
+    """ "= 0.0123", or that it is the smallest p-value that so many permutations can give.
+
+    Args:
+        claim: `p_value` and, where it is known, `permutations`; as `equal_over_age` of [`over_age`].
+    """
+    n = claim.get("permutations")
+    if n is None or claim["p_value"] > 1.001 / (1 + n):
+        return f"= {claim['p_value']:.4f}"
+    return f"<= {claim['p_value']:.4f}, the smallest that {n:,} permutations can give"
+
+
 def format_claim(summary: Mapping[str, Any]) -> str:
     """The verdict on the claim about all ages with its p-value and the spread behind it, or "not measured".
 
@@ -463,8 +475,8 @@ def format_claim(summary: Mapping[str, Any]) -> str:
     if found is None:
         return "not measured"
     return (
-        f"{found['verdict']} (permutation test over 24-month bands, p = {found['p_value']:.4f}; the MAEs of the bands "
-        f"differ by up to {found['spread_months']:.1f} months)"
+        f"{found['verdict']} (permutation test over 24-month bands, p {permutation_p_text(found)}; the MAEs of the "
+        f"bands differ by up to {found['spread_months']:.1f} months)"
     )
 
 

@@ -19,9 +19,8 @@ from benchmarks.registry import load_published, load_reference_table
 from benchmarks.report import MISSING, Section, build_sections, to_html, to_markdown, write_report
 from benchmarks.results_folder import Result
 from benchmarks.run import over_age
-from benchmarks.sections import permutation_p_text
 from boneage_hf.errors import InputError
-from boneage_hf.metrics import by_group, error_metrics, error_over_age
+from boneage_hf.metrics import by_group, error_metrics, error_over_age, permutation_p_text
 
 DECIMAL = get_protocol("rsna-test-200-decimal")
 
