@@ -97,6 +97,8 @@ STORAGE_CHECK_IMAGES = 32
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
+#: A training that was stopped just now may take as long to end.
+PATIENCE_SECONDS = 10.0
 STATE_FILE = "state.safetensors"
 METRICS_FILE = "metrics.jsonl"
 
@@ -930,7 +932,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(WeakFileLock(folder / LOCK_FILE, timeout=0.1))
+            stack.enter_context(WeakFileLock(folder / LOCK_FILE, timeout=PATIENCE_SECONDS))
         except TimeoutError:
             raise InputError(
                 "Another training is at work in this run folder: wait for it or stop it, then go on with --resume."
