@@ -65,6 +65,11 @@ _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.
 _OTHER_WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".h5", ".pkl", ".npz", ".onnx")
 
 
+def is_weights_file(source: str) -> bool:
+    """Whether `source` is named like a file of weights, of any format, which no Hub id is."""
+    return source.lower().endswith((".safetensors", *_OTHER_WEIGHT_FILES))
+
+
 def load_initial_weights(backbone: nn.Module, source: str, *, backbone_name: str) -> dict[str, str | None]:
     """Fill `backbone` in place from `source`; either every tensor of it or, on an error, none.
 

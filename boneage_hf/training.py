@@ -68,6 +68,7 @@ from .initial_weights import (
     IMAGE_NORMALISATION,
     IMAGENET_IMAGE_MEAN,
     IMAGENET_IMAGE_STD,
+    is_weights_file,
     load_initial_weights,
     load_transformers_backbone,
     read_backbone_config,
@@ -716,7 +717,8 @@ def build_model(recipe: Recipe, *, initial_weights: str, train: PreparedImages) 
     """
     months = np.asarray(train.bone_age_months, dtype=np.float64)
     torch.manual_seed(recipe.seed)
-    own = own_checkpoint(initial_weights)
+    # A file that is not there must not be looked for on the Hub as owner/name.
+    own = None if is_weights_file(initial_weights) else own_checkpoint(initial_weights)
     backbone_config = None
     if recipe.backbone == "auto" and own is None:
         backbone_config = read_backbone_config(initial_weights)

@@ -1162,6 +1162,18 @@ def test_a_training_can_start_from_a_checkpoint_on_the_hub_with_all_its_weights(
     assert initial == {"source": "clinic/bone-age", "revision": commit, "provenance": stored.config.provenance}
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("absent/tiny.safetensors", "were not found"), ("absent/tiny.pth", "is not a safetensors file")],
+)
+def test_a_file_of_weights_that_is_not_there_is_not_looked_for_on_the_hub(
+    images: PreparedImages, hub: HubServer, source: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_model(TINY, initial_weights=source, train=images)
+    assert hub.requests == []
+
+
 def test_a_training_can_start_from_the_packaged_checkpoint(images: PreparedImages) -> None:
     packaged = BoneAgeModel.from_pretrained(DEFAULT_CHECKPOINT)
     recipe = dataclasses.replace(TINY, backbone="efficientnet_lite0", image_size=packaged.config.image_size)
